@@ -1,0 +1,55 @@
+# Every target sets up .venv by itself, with pip, and says what it is doing.
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := train,graph,nbs,dev
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+.DEFAULT_GOAL := help
+.PHONY: help run gmm-full test test-all notebooks docs lab export clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
+
+$(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
+	@echo "== setting up $(VENV): torch, timm, torch-geometric, jupyter, nbdev (a few minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+run: $(VENV)/.ready    ## the paper's first result and the five losses on real images, about 4 minutes
+	softnce run gmm
+	softnce run images
+	@echo "== every figure above is drawn from its run's metrics; finished runs are skipped next time"
+
+test: $(VENV)/.ready    ## everything CI checks: notebooks, package, tests, wheel
+	@echo "== 1/5 notebooks are clean, exported, tagged, and the README is current"
+	@python tools/check.py
+	@echo "== 2/5 every notebook of theory and practice runs"
+	nbdev_test --n_workers 2 --skip_folder_re '^([_.]|experiments)'
+	@echo "== 3/5 pytest"
+	pytest -q
+	@echo "== 4/5 the site builds"
+	@$(MAKE) --no-print-directory docs
+	@echo "== 5/5 the wheel imports with torch and numpy alone"
+	@python tools/check_wheel.py
+
+test-all: test    ## test, and the slow cells and tests too
+	nbdev_test --n_workers 2 --flags slow --skip_folder_re '^([_.]|experiments)'
+	pytest -q -m slow
+
+docs: $(VENV)/.ready    ## the site, in _docs/
+	python tools/docs.py
+
+lab: $(VENV)/.ready    ## JupyterLab on the notebooks
+	jupyter lab nbs
+
+export: $(VENV)/.ready    ## notebooks -> softnce/, README.md; clean the notebooks
+	nbdev_export
+	nbdev_clean
+	python tools/readme.py
+
+clean:           ## remove what can be made again (runs/ and .venv stay)
+	rm -rf _docs _proc _site_src build dist *.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,88 @@
+"""Build the site into _docs/: with Quarto where there is one, else with smalldocs.
+
+Both render the notebooks that nbdev processes into _proc/. Three things are mended on the way: under the entry of an
+exported function stands its body, because here the code is the equation; links to the site's own address are made
+relative; MathJax is served from the site, so that no page needs another host. nbdev_docs is not called: it would also
+write README.md, in its own way.
+"""
+import os, re, shutil, subprocess, sys, tempfile
+from pathlib import Path
+
+import nbdev.serve
+from nbdev.config import get_config
+from nbproc import Procs
+
+MATHJAX = "sphinx-mathjax-offline==0.0.2"  # a wheel that holds MathJax 3.2.2 as published; its Sphinx part is not used
+MATHJAX_FILES = ["tex-chtml-full.js", "output/chtml/fonts/woff-v2"]
+
+
+def process(cfg):
+    "The notebooks as they go to the renderer, in `_proc/`; only what changed is done again."
+    proc = cfg.config_path/"_proc"
+    stale = proc.exists() and proc.stat().st_mtime < Path(__file__).with_name("nbproc.py").stat().st_mtime
+    nbdev.serve.FilterDefaults = Procs
+    nbdev.serve.proc_nbs(cfg.nbs_path, force=stale)
+    if not (proc/"_quarto.yml").exists():
+        sys.exit("nbdev processed nothing: it skips a checkout under a folder whose name starts with a dot")
+    for p in proc.rglob("*"):  # notebooks and figures that are no more
+        if p.is_file() and proc/cfg.doc_path.name not in p.parents and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
+    return proc
+
+
+def render(proc):
+    "Render `_proc/` into `_proc/_docs/`."
+    if shutil.which("quarto"): return subprocess.run(["quarto", "render", "--no-cache"], cwd=proc, check=True)
+    if not shutil.which("smalldocs"): sys.exit("neither Quarto nor smalldocs is installed: pip install -e '.[dev]'")
+    print("Quarto is not installed: the site is built with smalldocs.")
+    res = subprocess.run(["smalldocs", "render"], cwd=proc, text=True, stderr=subprocess.PIPE)
+    for line in res.stderr.splitlines():  # keys that only Quarto reads are no news
+        if not re.search(r"(is ignored|unknown key)", line): print(line)
+    if res.returncode: sys.exit(res.returncode)
+
+
+def mathjax():
+    "The folder with MathJax's files, fetched once with pip into the environment; None where that fails."
+    have = Path(sys.prefix)/"share"/"mathjax"
+    if have.exists(): return have
+    print(f"fetching MathJax ({MATHJAX}) into {have.relative_to(sys.prefix)}, once")
+    with tempfile.TemporaryDirectory() as tmp:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        if subprocess.run([*pip, "--target", tmp, MATHJAX]).returncode: return None
+        new = have.with_name("mathjax.part")
+        shutil.rmtree(new, ignore_errors=True)
+        for name in MATHJAX_FILES:
+            src = Path(tmp)/"sphinx-mathjax-offline/static/mathjax"/name
+            (new/name).parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if src.is_dir() else shutil.copy)(src, new/name)
+    os.replace(new, have)
+    return have
+
+
+REMOTE = re.compile(r'<(?:link|script)\b[^>]*"https?://[^"]*(?:mathjax|katex|polyfill)[^"]*"[^>]*>(?:\s*</script>)?\s*', re.I)
+
+
+def mend(page, docs, cfg, maths):
+    "Relative links to the site's own pages, and maths from the site, in one page."
+    up, txt = "../"*len(page.relative_to(docs).parent.parts), page.read_text(encoding="utf-8")
+    here = re.escape(cfg.doc_host+cfg.doc_baseurl)
+    txt = re.sub(rf'(<a\b[^>]*\bhref="){here}/', rf"\g<1>{up or './'}", txt)
+    if maths and 'class="math' in txt:
+        script = f'<script defer src="{up}site_libs/mathjax/{MATHJAX_FILES[0]}"></script>\n'
+        txt = REMOTE.sub("", txt).replace("</head>", script+"</head>", 1)
+    page.write_text(txt, encoding="utf-8")
+
+
+def main():
+    cfg = get_config()
+    proc, docs = process(cfg), cfg.doc_path
+    render(proc)
+    shutil.rmtree(docs, ignore_errors=True)
+    shutil.move(proc/docs.name, docs)
+    maths = mathjax()
+    if maths: shutil.copytree(maths, docs/"site_libs"/"mathjax")
+    else: print("MathJax could not be fetched: the pages load their maths from a CDN")
+    for page in docs.rglob("*.html"): mend(page, docs, cfg, maths)
+    print(f"{len(list(docs.rglob('*.html')))} pages in {docs.name}/, starting at {docs.name}/index.html")
+
+
+if __name__ == "__main__": main()

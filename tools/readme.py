@@ -1,0 +1,36 @@
+"Write README.md from nbs/index.ipynb."
+import re, sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTE = "<!-- Made from nbs/index.ipynb by `make export`: edit the notebook. -->\n\n"
+RELATIVE = re.compile(r"(\]\()(?![a-z]+:|[#/])([^)\s]+)")  # the target of a Markdown link or image, inside the repository
+
+
+def cell_for_readme(cell):
+    "The cell without nbdev's directives; None when it is hidden."
+    lines = cell.source.splitlines()
+    directives = {o.removeprefix("#|").split()[0] for o in lines if re.match(r"#\|\s*\w", o)}
+    if cell.cell_type == "code":
+        if directives & {"hide", "default_exp"} or not cell.source.strip(): return None
+        if any("image/" in mime for o in cell.outputs for mime in o.get("data", {})):
+            sys.exit("nbs/index.ipynb: an output holds a picture; commit the picture in nbs/images and link to it in Markdown")
+        cell.source = "\n".join(o for o in lines if not o.startswith("#|"))
+    else: cell.source = RELATIVE.sub(r"\1nbs/\2", cell.source).replace("](nbs/../", "](")
+    return cell
+
+
+def readme(root=ROOT):
+    "The text of README.md."
+    nb = nbformat.read(root/"nbs"/"index.ipynb", as_version=4)
+    nb.cells = [c for c in map(cell_for_readme, nb.cells) if c]
+    nb.metadata.language_info = {"name": "python"}  # nbdev_clean drops it; the fences need it
+    body, _ = MarkdownExporter().from_notebook_node(nb)
+    body = re.sub(r"\n{3,}", "\n\n", "\n".join(o.rstrip() for o in body.splitlines()))
+    return NOTE + body.strip() + "\n"
+
+
+if __name__ == "__main__": (ROOT/"README.md").write_text(readme(), encoding="utf-8")
