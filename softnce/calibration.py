@@ -81,7 +81,7 @@ def brier_score(probs:Tensor,  # `(N, K)` probabilities
     probs, labels = _checked(probs, labels)
     return (probs.square().sum(-1) - 2*probs.gather(1, labels[:, None])[:, 0] + 1).mean().item()
 
-# %% ../nbs/practice/calibration.ipynb #6b262d04
+# %% ../nbs/practice/calibration.ipynb #362677ed
 def fit_temperature(logits:Tensor,  # `(N, K)` logits, or log-probabilities
                     labels:Tensor,  # `(N,)` class ids
                     bounds:tuple=(.01, 100.), # smallest and largest temperature
@@ -91,7 +91,7 @@ def fit_temperature(logits:Tensor,  # `(N, K)` logits, or log-probabilities
     if not 0 < bounds[0] < bounds[1]: raise ValueError(f"bounds must be 0 < low < high, got {bounds}")
     logits = logits.detach().double() - logits.detach().double().amax(-1, keepdim=True)
     low, high = 1/bounds[1], 1/bounds[0]                      # bracket of beta = 1/T
-    for end, sign, why in ((high, -1, "every label close to its row's largest logit: the NLL falls"), (low, 1, "labels no better than chance: the NLL falls")):
+    for end, sign, why in ((low, 1, "labels no better than chance: the NLL falls"), (high, -1, "labels (nearly) always at the largest logit: the NLL falls")):
         if sign*_slope(logits, labels, end)[0] >= 0:
             warnings.warn(f"fit_temperature: {why} up to the bound, T = {1/end:g}", stacklevel=2)
             return 1/end

@@ -20,7 +20,17 @@ def uniform_noise(num_classes:int)->Tensor: # `(K,)`
     if num_classes < 1: raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     return torch.full((num_classes,), 1/num_classes)
 
-# %% ../nbs/theory/noise.ipynb #7b6a782a
+# %% ../nbs/theory/noise.ipynb #fbe6c9d5
+def lift(probs, floor):
+    "Raise what is below `floor` to it, and scale the rest down to sum one."
+    low = torch.zeros_like(probs, dtype=torch.bool)
+    while True:  # scaling may push further classes below
+        scaled = probs*(1-floor*low.sum())/probs[~low].sum()
+        below = ~low & (scaled < floor)
+        if not below.any(): return torch.where(low, floor, scaled)
+        low |= below
+
+# %% ../nbs/theory/noise.ipynb #6823ee2e
 def empirical_noise(labels:Tensor,    # `(N,)` class ids of the training set
                     num_classes:int,  # `K`
                     floor:float=None, # smallest probability of a class; None: every class must be present
@@ -33,8 +43,7 @@ def empirical_noise(labels:Tensor,    # `(N,)` class ids of the training set
         if absent: raise ValueError(f"labels must contain every class unless floor is given; absent: {absent[:10]}{'...' if len(absent) > 10 else ''}")
         floor = 0.
     elif not 0 < floor <= 1/num_classes: raise ValueError(f"floor must be in (0, 1/num_classes], got {floor}")
-    probs = (counts/counts.sum()).clamp(min=floor)
-    return probs/probs.sum()
+    return lift(counts/counts.sum(), floor)
 
 # %% ../nbs/theory/noise.ipynb #2c38c8d0
 def _moments(x, num_terms):

@@ -7,8 +7,8 @@ __all__ = ['UsageError', 'Parameter', 'read_parameters', 'check_value', 'parse_o
            'list_experiments', 'find_experiment', 'resolve', 'run_id', 'Run', 'this_run', 'RunLocked', 'lock',
            'RunFailed', 'report', 'run_experiment', 'collect', 'main']
 
-# %% ../nbs/practice/runs.ipynb #8362e7af
-import ast, csv, difflib, hashlib, io, json, math, os, platform, re, shutil, signal, socket, subprocess, sys, tempfile, time, tokenize
+# %% ../nbs/practice/runs.ipynb #814b3453
+import ast, csv, difflib, hashlib, io, json, math, os, platform, re, signal, socket, subprocess, sys, tempfile, time, tokenize
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -194,7 +194,7 @@ def _append_row(path, row):
         csv.writer(line, lineterminator='\n').writerows(([] if header else [columns])+[[row.get(c, '') for c in columns]])
         f.write(line.getvalue())
 
-# %% ../nbs/practice/runs.ipynb #72555c6b
+# %% ../nbs/practice/runs.ipynb #40aba2fe
 @dataclass
 class Run:
     "A run directory, as the notebook that fills it sees it."
@@ -205,25 +205,35 @@ class Run:
         return self.dir/'checkpoint'
     @property
     def finished(self)->bool: return (self.dir/'metrics.json').exists()
-    def log_row(self, **row): _append_row(self.dir/'history.csv', row)
-    def history(self)->'DataFrame': # rows so far; empty before the first
+    def log_row(self, **row):
+        "Append a row of scalars to history.csv; the first row fixes the columns."
+        _append_row(self.dir/'history.csv', row)
+    def history(self):
+        "The rows so far, a DataFrame; empty before the first."
         import pandas as pd
         text = path.read_text(encoding='utf-8') if (path := self.dir/'history.csv').exists() else ''
         return pd.read_csv(io.StringIO(whole)) if (whole := text[:text.rfind('\n')+1]) else pd.DataFrame()
-    def save_metrics(self, rows): _save_metrics(self.dir, rows)
-    def metrics(self)->list: # rows of a finished run, as dicts
+    def save_metrics(self, rows):
+        "Set the result: a dict, a list of dicts or a DataFrame. A second call replaces the first."
+        _save_metrics(self.dir, rows)
+    def metrics(self)->list:
+        "The rows of a finished run, as dicts."
         rows = json.loads((self.dir/'metrics.json').read_text(encoding='utf-8'))
         return rows if isinstance(rows, list) else [rows]
-    def save_table(self, df, name:str): _save_table(self.dir, df, name)
-    def save_figure(self, fig, name:str): _save_figure(self.dir, fig, name)
+    def save_table(self, df, name:str):
+        "Save a DataFrame or a list of dicts as `<name>.csv`, to be printed at the end."
+        _save_table(self.dir, df, name)
+    def save_figure(self, fig, name:str):
+        "Save a matplotlib figure as `<name>.png`, its path to be printed at the end."
+        _save_figure(self.dir, fig, name)
 
 def this_run()->Run: # the directory that `softnce run` made, or a fresh temporary one
     "The run that this notebook is."
     return Run(Path(os.environ.get('SOFTNCE_RUN_DIR') or tempfile.mkdtemp(prefix='softnce-')))
 
-# %% ../nbs/practice/runs.ipynb #eea3f84b
+# %% ../nbs/practice/runs.ipynb #762ce04d
 def _save_metrics(folder, rows):
-    "Rows of the result: a dict, a list of dicts or a DataFrame. A second call replaces the first."
+    "Keep the rows of the result aside until the run is finished."
     rows = rows.to_dict('records') if hasattr(rows, 'to_dict') else rows
     if not isinstance(rows, dict) and not (isinstance(rows, list) and all(isinstance(r, dict) for r in rows)):
         raise ValueError(f"metrics must be a dict, a list of dicts or a DataFrame, got {type(rows).__name__}")
@@ -423,7 +433,7 @@ def run_experiment(name:str,             # an experiment, or a path to an .ipynb
     print(report(run), flush=True)
     return run
 
-# %% ../nbs/practice/runs.ipynb #39a2ed40
+# %% ../nbs/practice/runs.ipynb #1c51ea07
 def _run_dirs(root):
     "Run directories under a root, an experiment's folder, or a run itself."
     found = [p.parent for pattern in ('params.yaml', '*/params.yaml', '*/*/params.yaml') for p in sorted(Path(root).resolve().glob(pattern))]
@@ -431,7 +441,7 @@ def _run_dirs(root):
     return found
 
 def collect(root:str='runs', # a folder of runs, of one experiment's runs, or one run
-           )->'DataFrame':   # experiment, id, parameters, metrics: a row per row of `metrics.json`
+           ):                # DataFrame: experiment, id, parameters, metrics; a row per row of `metrics.json`
     "Finished runs as one table; a parameter called like a metric becomes `param_<name>`. Unfinished runs are named on stderr."
     import pandas as pd, yaml
     runs = [Run(d) for d in _run_dirs(root)]

@@ -5,7 +5,8 @@ The environment for that, .venv-light, is made once.
 import os, subprocess, sys, tempfile, venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT
+
 LIGHT = ROOT/".venv-light"
 TORCH = "torch==2.13.0"  # a CPU build where there is one; any version that settings.ini allows will do
 PYTHON = LIGHT/"bin"/"python"

@@ -21,7 +21,9 @@ def process(cfg):
     proc = cfg.config_path/"_proc"
     stale = proc.exists() and proc.stat().st_mtime < Path(__file__).with_name("nbproc.py").stat().st_mtime
     nbdev.serve.FilterDefaults = Procs
-    nbdev.serve.proc_nbs(cfg.nbs_path, force=stale)
+    try: nbdev.serve.proc_nbs(cfg.nbs_path, force=stale)
+    except Exception as e:  # it names the notebook and shows the cell; its cause is the text of a traceback
+        sys.exit("\n".join([str(e), *re.findall(r"^\w+(?:Error|Exception): .*", str(e.__cause__), re.M)[:1]]))
     if not (proc/"_quarto.yml").exists():
         sys.exit("nbdev processed nothing: it skips a checkout under a folder whose name starts with a dot")
     for p in proc.rglob("*"):  # notebooks and figures that are no more

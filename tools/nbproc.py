@@ -2,6 +2,8 @@
 import ast, re
 
 from execnb.nbio import mk_cell
+from nbdev import processors
+from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, add_show_docs
 
@@ -13,12 +15,12 @@ def body(src, node):
     "The source of a function without signature and docstring, which its entry shows; of a class without docstring."
     lines = src.splitlines()
     doc = node.body[0] if ast.get_docstring(node) is not None else None
+    stmts = node.body[1:] if doc else node.body
+    if not stmts: return ""
     if isinstance(node, ast.ClassDef):
         start = min(o.lineno for o in [node, *node.decorator_list])
         skip = range(doc.lineno, doc.end_lineno+1) if doc else ()
         return "\n".join(l for n, l in enumerate(lines, 1) if start <= n <= node.end_lineno and n not in skip)
-    stmts = node.body[1:] if doc else node.body
-    if not stmts: return ""
     first = stmts[0]
     if lines[first.lineno-1][:first.col_offset].strip():  # on the line of the signature
         return "    " + ast.get_source_segment(src, first)
@@ -39,14 +41,23 @@ class add_bodies(Processor):
             cells.insert(i+1, mk_cell(txt, "markdown"))
 
 
+def add_links(cell):
+    "nbdev's links to the entries of what stands in backticks, but none inside the code of a signature."
+    look = NbdevLookup()
+    if cell.cell_type == "markdown": cell.source = look.linkify(cell.source)
+    for o in cell.get("outputs", []):
+        if "text/markdown" in o.get("data", {}):
+            o.data["text/markdown"] = look.linkify("".join(o.data["text/markdown"])).splitlines(True)
+
+
 def page_after_file(cell):
     "Name the page after its notebook, in both renderers."
     if cell.cell_type == "raw": cell.source = re.sub(r"^output-file:.*\n", "", cell.source, flags=re.M)
 
 
 class Procs(FilterDefaults):
-    "nbdev's processors, with the two above."
+    "nbdev's processors, with the three above."
     def base_procs(self):
-        procs = super().base_procs()
+        procs = [add_links if o is processors.add_links else o for o in super().base_procs()]
         procs.insert(procs.index(add_show_docs)+1, add_bodies)
         return procs + [page_after_file]

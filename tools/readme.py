@@ -1,11 +1,10 @@
 "Write README.md from nbs/index.ipynb."
 import re, sys
-from pathlib import Path
 
 import nbformat
+from common import ROOT
 from nbconvert import MarkdownExporter
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Made from nbs/index.ipynb by `make export`: edit the notebook. -->\n\n"
 RELATIVE = re.compile(r"(\]\()(?![a-z]+:|[#/])([^)\s]+)")  # the target of a Markdown link or image, inside the repository
 

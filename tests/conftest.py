@@ -1,0 +1,21 @@
+"""Seeding, the hypothesis profile and the markers of the whole suite."""
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile('softnce', derandomize=True, database=None, deadline=None, max_examples=20,
+                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.load_profile('softnce')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: takes more than about 5 s; run with -m slow')
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    "Every test starts from the same global random state and leaves the default dtype as it found it."
+    before = torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
