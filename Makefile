@@ -23,15 +23,15 @@ run: $(VENV)/.ready    ## the paper's first result and the five losses on real i
 	softnce run images
 	@echo "== every figure above is drawn from its run's metrics; finished runs are skipped next time"
 
-test: $(VENV)/.ready    ## everything CI checks: notebooks, package, tests, wheel
+test: $(VENV)/.ready    ## everything CI checks: notebooks, package, site, tests, wheel
 	@echo "== 1/5 notebooks are clean, exported, tagged, and the README is current"
 	@python tools/check.py
 	@echo "== 2/5 every notebook of theory and practice runs"
 	nbdev_test --n_workers 2 --skip_folder_re '^([_.]|experiments)'
-	@echo "== 3/5 pytest"
-	pytest -q
-	@echo "== 4/5 the site builds"
+	@echo "== 3/5 the site builds"
 	@$(MAKE) --no-print-directory docs
+	@echo "== 4/5 pytest"
+	pytest -q
 	@echo "== 5/5 the wheel imports with torch and numpy alone"
 	@python tools/check_wheel.py
 
@@ -51,5 +51,5 @@ export: $(VENV)/.ready    ## notebooks -> softnce/, README.md; clean the noteboo
 	python tools/readme.py
 
 clean:           ## remove what can be made again (runs/ and .venv stay)
-	rm -rf _docs _proc _site_src build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
