@@ -40,8 +40,8 @@ def test_the_good_inputs_are_good():
 @pytest.mark.parametrize('name', [*HARD, *SOFT])
 def test_logits_must_be_a_matrix_of_floats(name):
     f, a = (HARD[name], Y) if name in HARD else (SOFT[name], T)
-    for bad in (X[0], X[None], torch.zeros(N, K, dtype=torch.long)):
-        with refuses('logits'): f(bad, a)
+    for bad in (X[0], X[None], torch.zeros(N, K, dtype=torch.long), X.tolist()):
+        with refuses('^logits'): f(bad, a)
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -59,8 +59,8 @@ def test_reduction(name):
 @pytest.mark.parametrize('name', HARD)
 def test_labels(name):
     f = HARD[name]
-    for bad in (Y[:3], Y[:, None], torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, -1]), Y.float()):
-        with refuses('labels'): f(X, bad)
+    for bad in (Y[:3], Y[:, None], torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, -1]), Y.float(), Y > 0, Y.tolist()):
+        with refuses('^labels'): f(X, bad)
 
 
 def test_labels_say_what_came():
@@ -80,7 +80,9 @@ def test_targets(name):
     bad_shapes = (T[:3], T[:, :2], T[None], o.simplex(N, K + 1), Y[:3], SparseTargets(Y[:, None], torch.ones(N, 1), num_classes=K + 1),
                   SparseTargets(Y[:3, None], torch.ones(3, 1), num_classes=K))
     for bad in bad_shapes:
-        with refuses('targets'): f(bad)
+        with refuses('^targets'): f(bad)
+    for bad in (T.tolist(), torch.eye(K, dtype=torch.long)[Y], None):
+        with refuses('^targets'): f(bad)
     for bad in (spoiled(T, NAN), spoiled(T, INF), spoiled(T, -.1), T*.9, torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, -1, 2]), Y.float()):
         with refuses('targets'): f(bad)
 
@@ -97,7 +99,8 @@ def test_targets_say_what_came():
 def test_noise_probs(name):
     f = NCE[name]
     for bad in ([.5, .5, 0.], [.7, .5, -.2], [.5, .5, NAN], [.5, .5, INF], [.5, .4, .3], [.25]*4, [[1/3]*3]):
-        with refuses('noise_probs'): f(noise_probs=torch.tensor(bad, dtype=torch.float64))
+        with refuses('^noise_probs'): f(noise_probs=torch.tensor(bad, dtype=torch.float64))
+    with refuses('^noise_probs'): f(noise_probs=[1/3]*3)
 
 
 def test_noise_probs_name_the_zero():
@@ -179,7 +182,8 @@ def test_sparse_targets():
     for name, bad in [('indices', torch.tensor([0, 1])), ('indices', torch.tensor([[0, 3]])), ('indices', torch.tensor([[-1, 0]])),
                       ('indices', torch.tensor([[0., 1.]])), ('weights', torch.tensor([[.3, .3, .4]])), ('weights', torch.tensor([[.3, .6]])),
                       ('weights', torch.tensor([[-.3, 1.3]])), ('weights', torch.tensor([[NAN, .7]]))]:
-        with refuses(name): SparseTargets(**{**good, name: bad})
+        with refuses(f'^{name}'): SparseTargets(**{**good, name: bad})
+    with refuses('^num_classes'): SparseTargets(good['indices'], good['weights'])
     with refuses('epsilon'): SparseTargets(**good, epsilon=torch.tensor([.1, .2]))
     with refuses('num_classes'): SparseTargets.cat([SparseTargets(**good), SparseTargets(**{**good, 'num_classes': K + 1})])
 

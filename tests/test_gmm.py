@@ -205,6 +205,7 @@ def test_a_run_does_not_depend_on_its_company(data):
     settings = settings_grid(candidates=['in-batch', '8'])
     together = fit_gmm(data, settings, epochs=60, decay=25, patience=2, batch_size=32, dtype=torch.float64)
     assert len(set(together['epochs'].tolist())) > 3       # they did stop at different times
+    assert [e for s, e in zip(settings, together['epochs'].tolist()) if s.decays] == [25]*7
     for i in (0, 4, 8, 11, 20):
         alone = fit_gmm(data, [settings[i]], epochs=60, decay=25, patience=2, batch_size=32, dtype=torch.float64)
         assert alone['epochs'][0] == together['epochs'][i] and alone['best_epoch'][0] == together['best_epoch'][i]
@@ -281,13 +282,13 @@ JOB = dict(construction='pairs', alignment=40, seed=0, sizes=SMALL)
 FEW = dict(epochs=3, decay=3, batch_size=64)
 
 def test_ledger_resumes():
-    settings = [*settings_grid(['counts'], ['in-batch', '2']), Setting(schedule='converged'), Setting('InfoNCE', 'counts', '2', 'converged')]
+    settings = [*settings_grid(['counts', 'uniform'], ['in-batch', '2']), Setting(schedule='converged'), Setting('InfoNCE', 'counts', '2', 'converged')]
     whole, first, rest = [], [], []
     run_jobs([JOB | dict(settings=settings)], whole.append, **FEW)
     run_jobs([JOB | dict(settings=settings[:4])], first.append, **FEW)
     as_read = [{k: str(v) for k, v in r.items()} for r in first]                       # as csv.DictReader gives them
     run_jobs([JOB | dict(settings=settings)], rest.append, done=as_read, **FEW)
-    assert len(whole) == 11 and len(rest) == 7 and len({row_key(r) for r in whole}) == 11
+    assert len(whole) == 17 and len(rest) == 13 and len({row_key(r) for r in whole}) == 17
     assert {row_key(r) for r in first + rest} == {row_key(r) for r in whole}
     for a, b in zip(first + rest, whole):
         assert a['loss'] == b['loss'] and a['last_train'] == pytest.approx(b['last_train'], rel=2e-3)
