@@ -211,7 +211,7 @@ class SoftTargetCrossEntropy(NLL):
     "Module of `soft_target_cross_entropy`, Eq. (3)."
     loss = staticmethod(soft_target_cross_entropy)
 
-# %% ../nbs/theory/losses.ipynb #97ea5d64
+# %% ../nbs/theory/losses.ipynb #a359639a
 class InfoNCE(NLL):
     "Module of `info_nce`, Eq. (5)."
     loss = staticmethod(info_nce)
@@ -229,10 +229,10 @@ class InfoNCE(NLL):
         "Estimate of `p(k|x)`: labels drawn from targets smoothed by epsilon, `noise_probs` the marginal of the true labels."
         check_epsilon(epsilon)
         s, eta = noise_scores(logits, self.noise_probs, self.temperature)
-        if isinstance(self.noise_samples, (Fresh, ClosedForm)): return independent_noise_probs(s, eta, epsilon, self.noise_samples.epsilon)
+        if isinstance(self.noise_samples, (Fresh, ClosedForm)): return independent_noise_probs(s, eta, epsilon, self.noise_samples.epsilon, self.noise_samples.lam)
         return unsmooth((s + smoothed(eta, epsilon).log()).softmax(-1), epsilon)
 
-# %% ../nbs/theory/losses.ipynb #11560a66
+# %% ../nbs/theory/losses.ipynb #79125e60
 class SoftDistributionInfoNCE(InfoNCE):
     "Module of `soft_distribution_info_nce`, Eq. (30). Also takes `generator`."
     loss = staticmethod(soft_distribution_info_nce)
@@ -244,5 +244,6 @@ class SoftTargetInfoNCE(InfoNCE):
         "Estimate of `p(k|x)`: `softmax((1-epsilon) s + log noise_probs)` where all candidates are smoothed alike."
         check_epsilon(epsilon)
         s, eta = noise_scores(logits, self.noise_probs, self.temperature)
-        noise_epsilon = getattr(self.noise_samples, 'epsilon', epsilon) if isinstance(self.noise_samples, (Fresh, ClosedForm)) else epsilon
-        return independent_noise_probs(s, eta, epsilon, noise_epsilon)
+        noise = self.noise_samples
+        if isinstance(noise, (Fresh, ClosedForm)): return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
+        return independent_noise_probs(s, eta, epsilon, noise_epsilon=epsilon)

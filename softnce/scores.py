@@ -118,8 +118,8 @@ def check_epsilon(epsilon):
 
 def smoothed(probs, epsilon): return (1-epsilon)*probs + epsilon/probs.shape[-1]
 
-# %% ../nbs/theory/scores.ipynb #b8239f48
-def independent_noise_probs(scores, eta, epsilon, noise_epsilon):
-    "Read-out for many noise targets from eta smoothed by `noise_epsilon`, positives smoothed by `epsilon`."
-    q = ((1-noise_epsilon)*scores + eta.log()).softmax(-1)
-    return q if noise_epsilon == epsilon else unsmooth(smoothed(q, noise_epsilon), epsilon)
+# %% ../nbs/theory/scores.ipynb #fc925f16
+def independent_noise_probs(scores, eta, epsilon, noise_epsilon, lam=1.):
+    "Read-out for many noise targets from eta, mixed with `lam` and smoothed by `noise_epsilon`; positives smoothed by `epsilon`."
+    parts = [t*((1-noise_epsilon)*t*scores + eta.log()).softmax(-1) for t in (lam, 1-lam) if t > 0]
+    return sum(parts) if noise_epsilon == epsilon else unsmooth(smoothed(sum(parts), noise_epsilon), epsilon)

@@ -315,3 +315,26 @@ def test_training_learns(name, splits):
     _, loss, train, valid = job(name, splits)[0]
     train = loader(splits.train, 32, train=True, transform=None if name == 'hard' else MixUp(10))
     assert fit(SmallCNN(10, width=8, hidden=32), loss, train, valid, TrainConfig(epochs=6, lr=.03, epsilon=.1))['top1'] > .7
+
+
+@pytest.mark.slow
+def test_the_experiment_killed_and_started_again_has_the_same_metrics(tmp_path):
+    "SIGKILL to the runner and its kernel once during the second and once during the eighth training; metrics and history to the byte."
+    import subprocess, sys, time
+    psutil = pytest.importorskip('psutil'); pytest.importorskip('papermill')
+    def start(out):
+        command = [sys.executable, '-c', 'from softnce.runs import main; main()', 'run', 'images', '-p', 'epochs=2', '-p', 'seeds=[0]', '--out', str(out)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def result(out): return [next(out.glob(f'images/*/{name}')).read_bytes() for name in ('metrics.json', 'history.csv')]
+    def finish(out):
+        p = start(out)
+        assert p.wait(600) == 0, p.stderr.read()
+        return result(out)
+    for lines in (4, 16):  # a header and two rows a training
+        p = start(tmp_path/'killed')
+        done = lambda: sum(f.read_bytes().count(b'\n') for f in tmp_path.glob('killed/images/*/history.csv'))
+        while done() < lines and p.poll() is None: time.sleep(.02)
+        for q in [*psutil.Process(p.pid).children(recursive=True), psutil.Process(p.pid)]: q.kill()
+        p.wait()
+        assert not list(tmp_path.glob('killed/images/*/metrics.json')) and done() < 21
+    assert finish(tmp_path/'killed') == finish(tmp_path/'whole')

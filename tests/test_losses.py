@@ -715,3 +715,15 @@ def test_probs_are_probabilities_away_from_the_optimum(name):
         q = MODULES[name][0](p).probs(p['x'], epsilon=eps)
         assert q.shape == (6, 5) and (q >= 0).all() and abs(q.sum(-1) - 1).max() < 1e-12
     if name in ('NLL', 'SoftTargetCrossEntropy', 'InfoNCE'): assert torch.equal(MODULES[name][0](p).probs(p['x']).argmax(-1), p['x'].argmax(-1))
+
+
+def test_probs_with_closed_form_noise_of_mixed_labels_is_the_mean_target():
+    "At the population optimum of ClosedForm(lam, epsilon) the read-out returns the mean target, its own smoothing undone."
+    eta = torch.tensor([.5, .3, .2], dtype=torch.float64)
+    loss = SoftTargetInfoNCE(noise_probs=eta, noise_samples=ClosedForm(lam=.7, epsilon=.1))
+    logits = torch.tensor([[.3, -.8, .4]], dtype=torch.float64, requires_grad=True)
+    mean_target = smooth(loss.probs(logits.detach()*1., epsilon=.1), .1)
+    grad, = torch.autograd.grad(loss(logits, mean_target/mean_target.sum()), logits)
+    torch.testing.assert_close(grad, torch.zeros(1, 3, dtype=torch.float64), rtol=0, atol=1e-14)
+    wrong = smooth(SoftTargetInfoNCE(noise_probs=eta, noise_samples=ClosedForm(lam=1., epsilon=.1)).probs(logits.detach(), epsilon=.1), .1)
+    assert torch.autograd.grad(loss(logits, wrong), logits)[0].abs().max() > 1e-3
