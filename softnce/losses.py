@@ -47,14 +47,14 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
     log_q = scores.log_softmax(1)
     return reduce(-own_scores(log_q, targets), reduction)
 
-# %% ../nbs/theory/losses.ipynb #53fd3a3e
+# %% ../nbs/theory/losses.ipynb #25f846d3
 def noise_source(noise_samples, eta):
     "The source, whether the batch is among its candidates, and its extra noise targets (None: no extra ones)."
     if noise_samples is None: noise_samples = InBatch()
     if isinstance(noise_samples, ClosedForm): return noise_samples, False, None
     source = noise_samples if hasattr(noise_samples, 'draw') else InBatch()
     extra = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else noise_samples
-    if extra is not None: extra = check_any_targets(extra, None, len(eta), 'noise_samples', like=eta.dtype)
+    if extra is not None: extra = check_any_targets(extra.to(eta.device) if hasattr(extra, 'to') else extra, None, len(eta), 'noise_samples', like=eta.dtype)
     return source, source.in_batch, extra
 
 def remember(source, targets):
@@ -74,10 +74,13 @@ def info_nce(logits:Tensor,           # `(N, K)`
     labels = check_ids(labels, *logits.shape)
     return soft_target_info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples, reduction=reduction)
 
-# %% ../nbs/theory/losses.ipynb #68fe8470
+# %% ../nbs/theory/losses.ipynb #339525df
 def closed_form_rows(scores, targets, source, eta):
     "Losses `(N,)` with infinitely many noise targets: the denominator is their expectation."
-    return source.log_partition(scores, eta) - own_scores(scores, targets)
+    losses = source.epsilon*(scores.mean(1) - own_scores(scores, targets))
+    for t in source.exponents():  # log_softmax's gradient rounds less than logsumexp's
+        losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
+    return losses
 
 # %% ../nbs/theory/losses.ipynb #88763c8f
 def soft_target_info_nce(logits:Tensor,           # `(N, K)`
@@ -122,7 +125,7 @@ def sample_labels(targets,                         # `(N, K)` probabilities, Spa
     background = torch.randint(targets.num_classes, (n,), generator=generator, device=device)
     return torch.where(torch.rand(n, generator=generator, device=device) < targets.epsilon, background, label)
 
-# %% ../nbs/theory/losses.ipynb #8842771a
+# %% ../nbs/theory/losses.ipynb #45c4557e
 def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
                                targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -133,8 +136,11 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
                               )->Tensor:                # a scalar, or `(N,)` for 'none'
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
     check_logits(logits)
-    targets = check_any_targets(targets, *logits.shape, like=full_precision(logits).dtype)
-    return info_nce(logits, sample_labels(targets, generator), noise_probs=noise_probs, temperature=temperature,
+    like = full_precision(logits).dtype
+    labels = sample_labels(check_any_targets(targets, *logits.shape, like=like), generator)
+    if isinstance(noise_samples, (Tensor, SparseTargets)):
+        noise_samples = sample_labels(check_any_targets(noise_samples, None, logits.shape[1], 'noise_samples', like=like), generator)
+    return info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature,
                     noise_samples=noise_samples, reduction=reduction)
 
 # %% ../nbs/theory/losses.ipynb #be448aa6

@@ -30,13 +30,14 @@ def lift(probs, floor):
         if not below.any(): return torch.where(low, floor, scaled)
         low |= below
 
-# %% ../nbs/theory/noise.ipynb #6823ee2e
+# %% ../nbs/theory/noise.ipynb #76cd4a4d
 def empirical_noise(labels:Tensor,    # `(N,)` class ids of the training set
                     num_classes:int,  # `K`
                     floor:float=None, # smallest probability of a class; None: every class must be present
                    )->Tensor:         # `(K,)` label frequencies
     "Label frequencies as a noise distribution. Raises ValueError naming the absent classes unless a floor is given."
     check_labels(labels, num_classes)
+    if not len(labels): raise ValueError("labels must not be empty")
     counts = torch.bincount(labels, minlength=num_classes)
     if floor is None:
         absent = (counts == 0).nonzero().flatten().tolist()
@@ -174,7 +175,7 @@ class Fresh:
     def push(self, targets): pass
     def __repr__(self): return f"Fresh({self.size}, lam={self.lam}, epsilon={self.epsilon})"
 
-# %% ../nbs/theory/noise.ipynb #7c9e4bc0
+# %% ../nbs/theory/noise.ipynb #259eee49
 class ClosedForm:
     "The limit of `Fresh` with infinitely many noise targets: the denominator is its expectation."
     in_batch = False
@@ -182,13 +183,11 @@ class ClosedForm:
                  epsilon:float=0.):      # smoothing of the noise targets
         check_fraction(lam, 'lam'); check_fraction(epsilon, 'epsilon')
         self.lam, self.epsilon = lam, epsilon
+    def exponents(self): return [t for t in ((1-self.epsilon)*self.lam, (1-self.epsilon)*(1-self.lam)) if t > 0]
     def log_partition(self, scores:Tensor,   # `(N, K)`
                       noise_probs:Tensor,    # `(K,)`
                      )->Tensor:              # `(N,)`
         "Log of the mean over noise targets of `exp(<alpha, scores>)`."
-        out = self.epsilon*scores.mean(-1)
-        for t in ((1-self.epsilon)*self.lam, (1-self.epsilon)*(1-self.lam)):
-            if t > 0: out = out + torch.logsumexp(t*scores + noise_probs.log(), -1)
-        return out
+        return self.epsilon*scores.mean(-1) + sum(torch.logsumexp(t*scores + noise_probs.log(), -1) for t in self.exponents())
     def push(self, targets): pass
     def __repr__(self): return f"ClosedForm(lam={self.lam}, epsilon={self.epsilon})"

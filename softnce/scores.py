@@ -94,12 +94,13 @@ def contrast_rows(cross, own, targets, extra, in_batch, rows=slice(None)):
     positions = torch.arange(len(targets), device=u.device)[rows] if in_batch else torch.zeros(len(u), dtype=torch.long, device=u.device)
     return F.cross_entropy(u, positions, reduction='none')
 
-# %% ../nbs/theory/scores.ipynb #b8f04668
+# %% ../nbs/theory/scores.ipynb #42b9fbad
 def hard_rows(scores, labels, counts, in_batch):
     "Losses `(N,)` from label counts `(K,)` of the candidates; where the batch is not among them, the row's own label is added."
     counts = counts.to(scores)
     if not in_batch: counts = counts + F.one_hot(labels, scores.shape[1])
-    return torch.logsumexp(scores + counts.log(), 1) - own_scores(scores, labels)
+    log_counts = counts.log().expand_as(scores)  # cross_entropy's gradient rounds less than logsumexp's
+    return F.cross_entropy(scores + log_counts, labels, reduction='none') + own_scores(log_counts, labels)
 
 def as_labels(targets):
     "Class ids of targets that are hard by type (ids, or one unsmoothed class a row); else None."

@@ -164,7 +164,7 @@ def smooth(targets,                 # `(N, K)` rows of the simplex, or `SparseTa
     if len(background) != targets.shape[1]: raise ValueError(f"background must have shape ({targets.shape[1]},) like the targets' classes, got {tuple(background.shape)}")
     return (1-epsilon)*targets + epsilon*background.to(targets)
 
-# %% ../nbs/theory/targets.ipynb #4ae143cf
+# %% ../nbs/theory/targets.ipynb #30f6f1a7
 def mix(targets,                 # `(N, K)` rows of the simplex, or `SparseTargets`
         lam,                     # weight of the row itself in [0, 1]: a number or `(N,)`
         permutation:Tensor=None, # `(N,)` partner of each row; None: the reversed batch
@@ -180,6 +180,6 @@ def mix(targets,                 # `(N, K)` rows of the simplex, or `SparseTarge
     if len(permutation) != n: raise ValueError(f"permutation must have shape ({n},), got {tuple(permutation.shape)}")
     lam = torch.as_tensor(lam, device=device, dtype=targets.dtype).reshape(-1, 1)
     if not sparse: return lam*targets + (1-lam)*targets[permutation]
-    if isinstance(targets.epsilon, Tensor): raise ValueError("targets must have one epsilon to be mixed, got one per row: use .dense()")
+    if per_row(targets.epsilon) is not targets.epsilon: raise ValueError("targets must have one epsilon to be mixed, got one per row: use .dense()")
     return SparseTargets(torch.cat([targets.indices, targets.indices[permutation]], 1),
                          torch.cat([lam*targets.weights, (1-lam)*targets.weights[permutation]], 1), targets.epsilon, targets.num_classes, validate=False)

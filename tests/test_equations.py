@@ -1,11 +1,12 @@
 """One independent check for every numbered equation of the paper: `pytest tests/test_equations.py -k "eq[17]"`.
 
-Each is written from the paper's text with plain loops in float64 and compared with the package afterwards. Means over tuples are exact: sums over
-every tuple of labels, Gauss quadrature over the simplex for Eq. (4). Where an equation is wrong as printed, `fails` states by how much; the corrected form holds at
-1e-12. An equation that only defines something is checked in its use.
+Each is written from the paper's text with plain loops in float64 and compared with the package afterwards. Means over tuples are exact: sums
+over every tuple of labels, Gauss quadrature over the simplex for Eq. (4). Where an equation is wrong as printed, `fails` states by how much; the
+corrected form holds at 1e-12. An equation that only defines something is checked in its use.
 """
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -113,15 +114,20 @@ SIMPLEX = [([u, (1 - u)*v, (1 - u)*(1 - v)], a*b*(1 - u)) for (u, a), (v, b) in 
 
 
 def unnormalised(alpha, lam): return math.prod(l**a for l, a in zip(lam, alpha))
+def density(alpha, lam): return unnormalised(alpha, lam)/normaliser(tuple(lam))
+
+
+@cache
 def normaliser(lam): return math.fsum(w*unnormalised(alpha, lam) for alpha, w in SIMPLEX)
-def density(alpha, lam): return unnormalised(alpha, lam)/normaliser(lam)
+
+
 def textbook(lam): return sum(l/math.prod(math.log(l) - math.log(m) for j, m in enumerate(lam) if j != i) for i, l in enumerate(lam))
 
 
 @equation(4)
 def _():
     law = ContinuousCategorical(t(P))
-    holds(textbook(P), normaliser(P))
+    holds(textbook(P), normaliser(tuple(P)))
     for alpha in TUPLE: holds(law.log_prob(t(alpha)), math.log(density(alpha, P)))
     mean = [math.fsum(w*alpha[i]*density(alpha, P) for alpha, w in SIMPLEX) for i in range(3)]
     holds(law.mean, mean)
@@ -129,7 +135,7 @@ def _():
     # a smoothed label has equal parameters: the textbook form divides by zero there, the integral does not
     lam = smoothed(delta(0), EPS)
     with pytest.raises(ZeroDivisionError): textbook(lam)
-    holds(ContinuousCategorical(t(lam)).log_normalizer, math.log(normaliser(lam)))
+    holds(ContinuousCategorical(t(lam)).log_normalizer, math.log(normaliser(tuple(lam))))
     with pytest.raises(ValueError, match='probs must be positive'): ContinuousCategorical(t(delta(0)))  # and a label itself has no such law
 
 
@@ -178,11 +184,16 @@ def eq9(T, k): return math.prod(r**a for r, a in zip(RATIO, T[k]))/sum(math.prod
 def _():
     for k in range(3):
         holds(eq7(TUPLE, k), density(TUPLE[k], P)/density(TUPLE[k], ETA)*math.prod(density(a, ETA) for a in TUPLE))
+        data, noise = (ContinuousCategorical(t(law)).log_prob(t(TUPLE)) for law in (P, ETA))
+        holds((data[k] - noise[k] + noise.sum()).exp(), eq7(TUPLE, k))
     holds(math.fsum(w*density(a, P) for a, w in SIMPLEX)*math.fsum(w*density(a, ETA) for a, w in SIMPLEX), 1.)  # a density over tuples
 
 
 @equation(8)
-def _(): holds(eq8(TUPLE), sum(eq7(TUPLE, k) for k in range(3))/3)
+def _():
+    holds(eq8(TUPLE), sum(eq7(TUPLE, k) for k in range(3))/3)
+    data, noise = (ContinuousCategorical(t(law)).log_prob(t(TUPLE)) for law in (P, ETA))
+    holds((noise.sum() + (data - noise).logsumexp(0)).exp()/3, eq8(TUPLE))
 
 
 @equation(9)
@@ -194,6 +205,11 @@ def _():
 
 
 # ---------------------------------------------------------------- Eqs. (10)-(12)
+def of_one_tuple(s, T, k):
+    "The package's loss of a tuple; uniform noise is a constant."
+    return losses.soft_target_info_nce(t([s]), t([T[k]]), noise_samples=t([a for i, a in enumerate(T) if i != k]))
+
+
 def eq10(s, T, k): return torch.exp(energy(T[k], s))/sum(torch.exp(energy(row, s)) for row in T)
 
 
@@ -213,8 +229,7 @@ def mean_over_pairs(function):
 @equation(10)
 def _():
     truth = t(RATIO).log()
-    for k in range(3): holds(losses.soft_target_info_nce(t([S]), t([TUPLE[k]]), noise_probs=t(UNIFORM), noise_samples=t([a for i, a in enumerate(TUPLE) if i != k])),
-                             -eq10(t(S), TUPLE, k).log())
+    for k in range(3): holds(of_one_tuple(S, TUPLE, k), -eq10(t(S), TUPLE, k).log())
     # without the mean over tuples: the maximum for one tuple is at infinity, whatever p is
     assert [round(eq10(c*t(delta(0)), TUPLE, 0).item(), 4) for c in (1, 10, 100)] == [.4889, .9966, 1.]
     # with the mean, but before the logarithm, the truth is no maximum: a steeper model has a larger value
@@ -277,7 +292,8 @@ def cells(joint): return [(z, y) for z in range(len(joint)) for y in range(len(j
 def pz(joint): return [sum(row) for row in joint]
 def py(joint): return [sum(col) for col in zip(*joint, strict=True)]
 def product(joint): return [[a*b for b in py(joint)] for a in pz(joint)]
-def soften(joint, eps, xi=None): return [[(1 - eps)*joint[z][y] + eps*pz(joint)[z]*(xi or py(joint))[y] for y in range(len(joint[0]))] for z in range(len(joint))]
+def mix(a, b, eps): return [[(1 - eps)*v + eps*w for v, w in zip(r, q)] for r, q in zip(a, b)]
+def soften(joint, eps, xi=None): return mix(joint, [[z*y for y in xi or py(joint)] for z in pz(joint)], eps)
 def given_z(joint): return [[v/total for v in row] for row, total in zip(joint, pz(joint))]
 def entropy(p): return -sum(v*math.log(v) for v in p if v > 0)
 def mean(weights, f): return sum(weights[z][y]*f(z, y) for z, y in cells(weights) if weights[z][y] > 0)
@@ -393,7 +409,7 @@ def _():
 @equation(19)
 def _():
     for k in range(3):
-        holds(eq12(S, TUPLE, k), losses.soft_target_info_nce(t([S]), t([TUPLE[k]]), noise_probs=t(UNIFORM), noise_samples=t([a for i, a in enumerate(TUPLE) if i != k])))
+        holds(of_one_tuple(S, TUPLE, k), eq12(S, TUPLE, k))
         posterior = softmax([energy(a, S) for a in TUPLE])
         forces = [sum(posterior[l]*TUPLE[l][j] for l in range(3)) - TUPLE[k][j] for j in range(3)]  # repulsion minus attraction
         holds(gradient(lambda s: eq12(s, TUPLE, k), S), forces)
@@ -487,7 +503,9 @@ def _():
 
 @equation(23)
 def _():
-    for k in range(3): holds(eq23(k, lambda i: i), at_unit_length(k))
+    for k in range(3):
+        holds(eq23(k, lambda i: i), at_unit_length(k))
+        holds(gradients.embedding_gradient(t([Z_HAT]), t(Y_HAT), t(TUPLE), k)[0], eq23(k, lambda i: i))
     for j, by in enumerate((.7981, .5098, .9957)): fails(eq23(0, lambda i: j), at_unit_length(0), by)  # the free index j as printed
 
 
@@ -598,6 +616,8 @@ def _():
     holds(limit, [a/b for a, b in zip(SOFT, ETA)])
     holds(gradient(sampled_loss(eq30), [math.log(v) + 2. for v in limit]), [0.]*3)   # proportional: any factor will do
     holds([v*x for v, x in zip(limit, ETA)], SOFT)
+    logits = t([[math.log(v*x) for v, x in zip(limit, ETA)]])         # the read-out: with labels drawn from ETA as noise
+    holds(losses.SoftDistributionInfoNCE(noise_probs=t(ETA), noise_samples=Fresh(2)).probs(logits + 2.)[0], SOFT)
     fails(gradient(sampled_loss(eq30), [math.log(r) for r in RATIO]), [0.]*3, by=.03147)  # the unsmoothed ratio is not the limit
     fails([math.exp(2.)*v*x for v, x in zip(limit, ETA)], SOFT, by=3.706)                 # times xi it is the density after normalisation only
 
@@ -651,7 +671,9 @@ def _():
 
 @equation(35)
 def _():
-    for table, n in itertools.product((JOINT, DETERMINISTIC), (1, 2, 3)): holds(eq35(soften(table, EPS), n), best_loss(soften(table, EPS), n))
+    for table, n in itertools.product((JOINT, DETERMINISTIC), (1, 2, 3)):
+        holds(eq35(soften(table, EPS), n), best_loss(soften(table, EPS), n))
+        holds(information.optimal_info_nce(t(table), EPS, n), eq35(soften(table, EPS), n))
 
 
 @equation(36)
@@ -717,7 +739,8 @@ def with_zeros(number, table, eps):
     sums = lambda w, v: torch.where(w > 0, w*v, 0.).sum()
     a, b = (cond/label).log(), (mix/cond).log()
     return {40: [sums(soft, a), sums(soft, (1 - eps + eps*label/cond).log())], 41: [(1 - eps)*sums(p, a), eps*sums(free, a)], 42: [sums(soft, b)],
-            43: [(1 - eps)*(sums(p, a) + sums(p, b))], 44: [eps*sums(free, a), eps*sums(free, b)], 45: [(1 - eps)*(sums(p, a) + sums(p, b)), eps*sums(free, (mix/label).log())],
+            43: [(1 - eps)*(sums(p, a) + sums(p, b))], 44: [eps*sums(free, a), eps*sums(free, b)],
+            45: [(1 - eps)*(sums(p, a) + sums(p, b)), eps*sums(free, (mix/label).log())],
             46: [(1 - eps)*entropy(py(table)) + sums(soft, mix.log()) + eps*entropy(py(table))], 49: [entropy(py(table)) + sums(soft, mix.log())]}[number]
 
 

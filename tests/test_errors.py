@@ -127,6 +127,12 @@ def test_a_queue_of_other_classes():
     with refuses('noise_samples|[Qq]ueue'): soft_target_info_nce(X, T, noise_samples=q)
 
 
+def test_a_queue_of_another_kind():
+    q = Queue(8)
+    soft_target_info_nce(X, T, noise_samples=q)
+    with refuses('noise_samples.*kind'): soft_target_info_nce(X, Y, noise_samples=q)
+
+
 # ---------------------------------------------------------------- chunk_size, the linear head
 @pytest.mark.parametrize('chunk', [0, -2])
 def test_chunk_size(chunk):
@@ -171,6 +177,7 @@ def test_smooth_and_mix_shapes():
     with refuses('targets'): smooth(T*.5, .1)
     with refuses('background'): smooth(T, .1, torch.full((K + 1,), 1/(K + 1)))
     with refuses('background'): smooth(T, .1, torch.tensor([.5, .6, .2]))
+    with refuses('background'): smooth(SparseTargets(Y[:, None], torch.ones(N, 1), num_classes=K), .1, torch.full((K,), 1/K))
     with refuses('lam'): mix(T, torch.tensor([.1, .2]))
     for bad in (torch.tensor([0, 1]), torch.tensor([0, 1, 2, 4]), torch.tensor([0., 1., 2., 3.])):
         with refuses('permutation'): mix(T, .5, bad)
