@@ -76,6 +76,9 @@ def faults(path):
     if size > MAX_OUTPUT: yield f"outputs of {size:,} characters, at most {MAX_OUTPUT:,} are allowed"
     tagged = sum("parameters" in c["metadata"].get("tags", []) for c in code)
     if path.parent.name == "experiments" and tagged != 1: yield f"{tagged} cells are tagged `parameters`, an experiment needs exactly one"
+    text = "\n".join(c["source"] for c in code)
+    if text.rfind("set_default_dtype(torch.float64)") > text.rfind("set_default_dtype(torch.float32)"):
+        yield "sets the default dtype and leaves it so for the next notebook of nbdev_test: end with torch.set_default_dtype(torch.float32)"
     exports = any("#| default_exp" in c["source"] for c in code)
     for n, c in enumerate(cells):
         if any(o["output_type"] == "error" for o in c.get("outputs", [])): yield f"cell {n} holds an error output"
