@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := train,graph,nbs,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help run gmm-full test test-all notebooks docs lab export clean
+.PHONY: help run test test-all ledgers docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -38,6 +38,12 @@ test: $(VENV)/.ready    ## everything CI checks: notebooks, package, site, tests
 test-all: test    ## test, and the slow cells and tests too
 	nbdev_test --n_workers 2 --flags slow --skip_folder_re '^([_.]|experiments)'
 	pytest -q -m slow
+
+ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about an hour)
+	softnce run gmm -p full=true -p ledger=true
+	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run images -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
+	softnce run images
+	softnce collect runs/images --csv results/images.csv
 
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py
