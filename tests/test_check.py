@@ -34,7 +34,7 @@ FAULTS = {
     "65 cells": dict(cells=[cell(f"x = {i}") for i in range(64)]),
     "outputs of": dict(cells=[cell("x", outputs=[stream("a"*1_000_001)])]),
     "error output": dict(cells=[cell("x", outputs=[{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}])]),
-    "local path: /work/secret": dict(cells=[cell("x", outputs=[stream("saved /work/secret/a.png")])]),
+    "local path: /mnt/disk": dict(cells=[cell("x", outputs=[stream("saved /mnt/disk/a.png")])]),
     "local path: /home/me": dict(cells=[cell("read('/home/me/data')")]),
     "mixes imports": dict(cells=[cell("#| default_exp a"), cell("import math\nx = math.pi")]),
     "0 cells are tagged": dict(folder="experiments"),
