@@ -148,7 +148,7 @@ def _cat(batches)->SparseTargets: # a sequence of SparseTargets over the same cl
     return SparseTargets(torch.cat([pad(b.indices) for b in batches]), torch.cat([pad(b.weights) for b in batches]), eps, ks.pop(), validate=False)
 SparseTargets.cat = staticmethod(_cat)
 
-# %% ../nbs/theory/targets.ipynb #4970d976
+# %% ../nbs/theory/targets.ipynb #2197ac00
 def smooth(targets,                 # `(N, K)` rows of the simplex, or `SparseTargets`
            epsilon:float,           # weight of the background, in [0, 1]
            background:Tensor=None,  # `(K,)` distribution xi; None: uniform, 1/K
@@ -157,7 +157,7 @@ def smooth(targets,                 # `(N, K)` rows of the simplex, or `SparseTa
     check_fraction(epsilon, 'epsilon')
     if isinstance(targets, SparseTargets):
         if background is not None: raise ValueError("background must be None for SparseTargets, whose background is uniform: use .dense()")
-        return SparseTargets(targets.indices, targets.weights, 1-(1-targets.epsilon)*(1-epsilon), targets.num_classes, validate=False)
+        return SparseTargets(targets.indices, targets.weights, targets.epsilon + epsilon - targets.epsilon*epsilon, targets.num_classes, validate=False)
     check_simplex(targets, 'targets')
     if background is None: return (1-epsilon)*targets + epsilon/targets.shape[1]
     check_simplex(background, 'background', ndim=1)
