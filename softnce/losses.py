@@ -7,13 +7,14 @@ __all__ = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_target_info_nce
            'linear_soft_target_info_nce', 'NLL', 'SoftTargetCrossEntropy', 'InfoNCE', 'SoftDistributionInfoNCE',
            'SoftTargetInfoNCE']
 
-# %% ../nbs/theory/losses.ipynb #ccf05cdb
+# %% ../nbs/theory/losses.ipynb #db676515
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .noise import ClosedForm, Fresh, InBatch, Queue
+from .distributed import targets_of_others
+from .noise import ClosedForm, Fresh, InBatch, Queue, join
 from .scores import (as_labels, candidate_scores, check_any_targets, check_ids, check_epsilon, check_logits, check_temperature,
     contrast_rows, full_precision, hard_rows, independent_noise_probs, noise_of, noise_scores, own_scores, smoothed, unsmooth)
 from .targets import SparseTargets, check_simplex, per_row
@@ -47,19 +48,17 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
     log_q = scores.log_softmax(1)
     return reduce(-own_scores(log_q, targets), reduction)
 
-# %% ../nbs/theory/losses.ipynb #25f846d3
-def noise_source(noise_samples, eta):
-    "The source, whether the batch is among its candidates, and its extra noise targets (None: no extra ones)."
+# %% ../nbs/theory/losses.ipynb #064b6615
+def noise_source(noise_samples, eta, targets):
+    "The source, whether the batch is among its candidates, and a list of further noise targets."
     if noise_samples is None: noise_samples = InBatch()
-    if isinstance(noise_samples, ClosedForm): return noise_samples, False, None
+    if isinstance(noise_samples, ClosedForm): return noise_samples, False, []
     source = noise_samples if hasattr(noise_samples, 'draw') else InBatch()
     extra = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else noise_samples
     if extra is not None: extra = check_any_targets(extra.to(eta.device) if hasattr(extra, 'to') else extra, None, len(eta), 'noise_samples', like=eta.dtype)
-    return source, source.in_batch, extra
-
-def remember(source, targets):
-    "Give the batch to a Queue, where gradients are recorded: evaluation leaves no trace."
-    if torch.is_grad_enabled(): source.push(targets)
+    others = targets_of_others(targets) if source.in_batch and not getattr(source, 'local', False) and torch.is_grad_enabled() else None
+    if torch.is_grad_enabled(): source.push(targets if others is None else join([targets, others]))  # evaluation leaves no trace
+    return source, source.in_batch, [e for e in (others, extra) if e is not None]
 
 # %% ../nbs/theory/losses.ipynb #3cd4da9a
 def info_nce(logits:Tensor,           # `(N, K)`
@@ -82,7 +81,7 @@ def closed_form_rows(scores, targets, source, eta):
         losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
     return losses
 
-# %% ../nbs/theory/losses.ipynb #88763c8f
+# %% ../nbs/theory/losses.ipynb #d2666b6b
 def soft_target_info_nce(logits:Tensor,           # `(N, K)`
                          targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -95,21 +94,19 @@ def soft_target_info_nce(logits:Tensor,           # `(N, K)`
     scores, eta = noise_scores(logits, noise_probs, temperature)
     targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
     if chunk_size is not None and chunk_size < 1: raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
-    source, in_batch, extra = noise_source(noise_samples, eta)
-    losses = soft_rows(scores, targets, eta, source, in_batch, extra, chunk_size)
-    remember(source, targets)
-    return reduce(losses, reduction)
+    source, in_batch, extras = noise_source(noise_samples, eta, targets)
+    return reduce(soft_rows(scores, targets, eta, source, in_batch, extras, chunk_size), reduction)
 
-# %% ../nbs/theory/losses.ipynb #1d3728c2
-def soft_rows(scores, targets, eta, source, in_batch, extra, chunk_size=None):
+# %% ../nbs/theory/losses.ipynb #62806e71
+def soft_rows(scores, targets, eta, source, in_batch, extras, chunk_size=None):
     "Losses `(N,)` by the cheapest exact route: closed form, label counts, or the matrix U (in chunks of rows)."
     if isinstance(source, ClosedForm): return closed_form_rows(scores, targets, source, eta)
-    labels, noise = as_labels(targets), None if extra is None else as_labels(extra)
-    if labels is not None and (extra is None or noise is not None):
-        candidates = torch.cat([t for t in (labels if in_batch else None, noise) if t is not None])
+    labels, noise = as_labels(targets), [as_labels(e) for e in extras]
+    if labels is not None and all(n is not None for n in noise):
+        candidates = torch.cat([labels]*in_batch + noise)
         return hard_rows(scores, labels, torch.bincount(candidates, minlength=scores.shape[1]), in_batch)
     def rows(part, start):
-        return contrast_rows(lambda c: candidate_scores(part, c), lambda t: own_scores(part, t), targets, extra, in_batch, slice(start, start+len(part)))
+        return contrast_rows(lambda c: candidate_scores(part, c), lambda t: own_scores(part, t), targets, extras, in_batch, slice(start, start+len(part)))
     if chunk_size is None or chunk_size >= len(scores): return rows(scores, 0)
     starts = range(0, len(scores), chunk_size)
     return torch.cat([checkpoint(rows, scores[i:i+chunk_size], i, use_reentrant=False) for i in starts])
@@ -143,7 +140,7 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
     return info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature,
                     noise_samples=noise_samples, reduction=reduction)
 
-# %% ../nbs/theory/losses.ipynb #be448aa6
+# %% ../nbs/theory/losses.ipynb #ef4856cf
 def mixed_rows(table, targets, background=True):
     "alpha @ table for a `(K, d)` table: `(M, d)`; gathers where the targets are class ids or sparse."
     if isinstance(targets, SparseTargets):
@@ -154,10 +151,10 @@ def mixed_rows(table, targets, background=True):
 
 def one_background(*groups):
     "Whether all targets are sparse with the same epsilon, so that the background cancels."
-    eps = [g.epsilon if isinstance(g, SparseTargets) else None for g in groups if g is not None]
+    eps = [g.epsilon if isinstance(g, SparseTargets) else None for g in groups]
     return all(isinstance(e, (int, float)) and e == eps[0] for e in eps)
 
-# %% ../nbs/theory/losses.ipynb #782082d9
+# %% ../nbs/theory/losses.ipynb #7589b443
 def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 weight:Tensor,           # `(K, d)` label embeddings
                                 targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
@@ -172,20 +169,19 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
     check_temperature(temperature)
     eta = noise_of(noise_probs, len(W), z)
     targets = check_any_targets(targets, len(z), len(W), like=z.dtype)
-    source, in_batch, extra = noise_source(noise_samples, eta)
+    source, in_batch, extras = noise_source(noise_samples, eta, targets)
     with torch.autocast(z.device.type, enabled=False):
         if isinstance(source, ClosedForm): losses = closed_form_rows((z @ W.T + b)/temperature - eta.log(), targets, source, eta)
-        else: losses = linear_rows(z/temperature, W, (b/temperature - eta.log())[:, None], targets, extra, in_batch)
-    remember(source, targets)
+        else: losses = linear_rows(z/temperature, W, (b/temperature - eta.log())[:, None], targets, extras, in_batch)
     return reduce(losses, reduction)
 
-# %% ../nbs/theory/losses.ipynb #9ee0dcca
-def linear_rows(z, W, offset, targets, extra, in_batch):
-    background = not one_background(targets, extra)
+# %% ../nbs/theory/losses.ipynb #76cd3b99
+def linear_rows(z, W, offset, targets, extras, in_batch):
+    background = not one_background(targets, *extras)
     mixed = lambda t: (mixed_rows(W, t, background), mixed_rows(offset, t, background)[:, 0])
     def cross(t): rows, shift = mixed(t); return z @ rows.T + shift
     def own(t): rows, shift = mixed(t); return (z*rows).sum(1) + shift
-    return contrast_rows(cross, own, targets, extra, in_batch)
+    return contrast_rows(cross, own, targets, extras, in_batch)
 
 def linear_inputs(embeddings, weight, bias):
     "Embeddings, weight and bias in full precision, their shapes checked."

@@ -117,19 +117,20 @@ def _sample(self:ContinuousCategorical, sample_shape=torch.Size())->Tensor: # `(
         return draws.transpose(0, 1).reshape(*sample_shape, *self.probs.shape).to(self.probs)
 ContinuousCategorical.sample = _sample
 
-# %% ../nbs/theory/noise.ipynb #f471e7a5
+# %% ../nbs/theory/noise.ipynb #5de1b0da
 class InBatch:
-    "Noise targets are the targets of the other rows of the batch (what `noise_samples=None` means)."
+    "Noise targets are the targets of the other rows of the batch (what `noise_samples=None` means), on all ranks unless `local`."
     in_batch = True
+    def __init__(self, local=False): self.local = local  # with a process group: this rank's rows only
     def draw(self, noise_probs): return None
     def push(self, targets): pass
-    def __repr__(self): return "InBatch()"
+    def __repr__(self): return f"InBatch(local={self.local})"
 
-# %% ../nbs/theory/noise.ipynb #90f7cf7f
+# %% ../nbs/theory/noise.ipynb #ead0516e
 class Queue(nn.Module):
     "Noise targets are those of the other rows and of the last `size` rows before this batch."
-    in_batch = True
-    def __init__(self, size:int): # rows kept from earlier calls
+    in_batch, local = True, False
+    def __init__(self, size:int): # rows kept from earlier calls, of all ranks
         super().__init__()
         if size < 1: raise ValueError(f"size must be at least 1, got {size}")
         self.size, self.targets = size, None
@@ -175,7 +176,7 @@ class Fresh:
     def push(self, targets): pass
     def __repr__(self): return f"Fresh({self.size}, lam={self.lam}, epsilon={self.epsilon})"
 
-# %% ../nbs/theory/noise.ipynb #259eee49
+# %% ../nbs/theory/noise.ipynb #46ca504e
 class ClosedForm:
     "The limit of `Fresh` with infinitely many noise targets: the denominator is its expectation."
     in_batch = False
@@ -189,5 +190,4 @@ class ClosedForm:
                      )->Tensor:              # `(N,)`
         "Log of the mean over noise targets of `exp(<alpha, scores>)`."
         return self.epsilon*scores.mean(-1) + sum(torch.logsumexp(t*scores + noise_probs.log(), -1) for t in self.exponents())
-    def push(self, targets): pass
     def __repr__(self): return f"ClosedForm(lam={self.lam}, epsilon={self.epsilon})"

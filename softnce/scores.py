@@ -85,12 +85,11 @@ def position_posterior(scores:Tensor, # `(N, K)`: log of p(k|x)/eta(k), up to a 
     candidates = check_any_targets(candidates, None, scores.shape[1], 'candidates', like=scores.dtype)
     return candidate_scores(scores, candidates).softmax(1)
 
-# %% ../nbs/theory/scores.ipynb #9a12fbc0
-def contrast_rows(cross, own, targets, extra, in_batch, rows=slice(None)):
+# %% ../nbs/theory/scores.ipynb #fc811542
+def contrast_rows(cross, own, targets, extras, in_batch, rows=slice(None)):
     "Losses `(N,)`: cross-entropy over candidate scores; the positive is the row's own index in the batch, or else column 0."
     u = [cross(targets)] if in_batch else [own(targets[rows])[:, None]]
-    if extra is not None: u.append(cross(extra))
-    u = torch.cat(u, 1)
+    u = torch.cat(u + [cross(e) for e in extras], 1)
     positions = torch.arange(len(targets), device=u.device)[rows] if in_batch else torch.zeros(len(u), dtype=torch.long, device=u.device)
     return F.cross_entropy(u, positions, reduction='none')
 
