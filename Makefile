@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,graph,nbs,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export OMP_NUM_THREADS ?= 1  # two processes at a time: more threads than cores cost ten times the time
+# two processes at a time: more threads than cores cost ten times the time
+export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all ledgers docs lab export clean
 
