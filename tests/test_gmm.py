@@ -8,8 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from softnce.gmm import (CONSTRUCTIONS, KEY, NOISES, Fleet, Setting, angles, conditional, drawn_weights, efficient_floor, fit_gmm, initial,
-                         kl_error, modes, newton, noise_bank, noise_counts, noise_probs, one_epoch, row_key, run_job, run_jobs, sample_labels,
-                         settings_grid, toy_data, weighted_grad, weighted_loss, weighted_softmax)
+                         kl_error, modes, newton, noise_bank, noise_counts, noise_probs, one_epoch, row_key, run_job, run_jobs, settings_grid, toy_data, weighted_grad, weighted_loss, weighted_softmax)
 
 SMALL = dict(num_classes=5, num_points=60, num_labels=500, num_valid=100, num_fresh=80)
 EXACT = dict(rtol=0, atol=1e-12)

@@ -1,5 +1,5 @@
 "The site: order of the pages, links, equations, figures, API entries, and maths from the site itself."
-import ast, configparser, os, re, shutil, subprocess, sys
+import ast, configparser, re, shutil, subprocess, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
