@@ -19,3 +19,12 @@ def seeded():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope='session')
+def tissue(tmp_path_factory):
+    "A data root with one small synthetic specimen per stage and a second one of the first stages, and the paths."
+    pytest.importorskip('h5py')
+    from softnce.tissue import make_tissue
+    root = tmp_path_factory.mktemp('tissue')
+    return root, make_tissue(root, per_stage=2, cells=(50, 90), seed=1)
