@@ -23,6 +23,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 run: $(VENV)/.ready    ## the paper's first result and the five losses on real images, about 4 minutes
 	softnce run gmm
 	softnce run images
+	softnce run digits
 	@echo "== every figure above is drawn from its run's metrics; finished runs are skipped next time"
 
 test: $(VENV)/.ready    ## everything CI checks: notebooks, package, site, tests, wheel
@@ -43,9 +44,9 @@ test-all: test    ## test, and the slow cells and tests too
 
 ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about an hour)
 	softnce run gmm -p full=true -p ledger=true
-	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run images -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
-	softnce run images
-	softnce collect runs/images --csv results/images.csv
+	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run digits -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
+	softnce run digits
+	softnce collect runs/digits --csv results/digits.csv
 
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py
