@@ -47,6 +47,8 @@ ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about
 	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run digits -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
 	softnce run digits
 	softnce collect runs/digits --csv results/digits.csv
+	softnce run graphs && softnce collect runs/graphs --csv results/graphs.csv
+	softnce run imbalance && softnce collect runs/imbalance --csv results/imbalance.csv
 
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py
