@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'cosine_lr', 'scaled_lr', 'param_groups', 'classification_metrics', 'predict', 'read_out', 'evaluate',
-           'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit']
+           'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit', 'ranks', 'launch']
 
 # %% ../nbs/practice/training.ipynb #a35b77ee
 import math, os, random, signal, threading
@@ -383,3 +383,27 @@ def fit(model:nn.Module,    # inputs to logits
     return job.history[-1]
 
 def _rate_of(job): return max(g['lr']/g.get('lr_scale', 1.) for g in job.optimizer.param_groups)
+
+# %% ../nbs/practice/training.ipynb #295af95b
+def ranks(device='auto')->tuple: # rank, number of ranks, device
+    "This process among those of `launch` or torchrun, and the device it trains on."
+    rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
+    return rank, world, f'cuda:{local}' if device != 'cpu' and torch.cuda.is_available() else 'cpu'
+
+def _worker(function, args, kwargs): # in a process of its own
+    try: return 'done', function(*args, **kwargs)
+    except StopRequested as e: return 'stopped', str(e)
+
+def launch(function, *args, processes=1, **kwargs): # what the first rank's call returns
+    "Call a function of an importable module, once or in so many processes of this machine (one a GPU). An error in any of them is an error here."
+    if processes == 1: return function(*args, **kwargs)
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    setup = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, start_method='spawn', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    try: results = elastic_launch(setup, _worker)(function, args, kwargs)
+    except SignalException as e: raise StopRequested(f"{e.sigval.name} came: all ranks were told to stop") from None
+    finally:
+        for s, handler in before.items(): signal.signal(s, handler)
+    if stopped := [text for word, text in results.values() if word == 'stopped']: raise StopRequested(stopped[0])
+    return results[0][1]
