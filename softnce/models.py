@@ -46,7 +46,7 @@ class SmallCNN(nn.Module):
             raise ValueError(f"images must be (N, {self.body[0].in_channels}, H, W), got {tuple(images.shape)}")
         return self.head(self.body(images))
 
-# %% ../nbs/practice/models.ipynb #0677b1c1
+# %% ../nbs/practice/models.ipynb #26f658ca
 def make_model(name:str,             # 'small_cnn', 'resnet18_64', 'vit_tiny', 'vit_b16', or any name of timm's
                num_classes:int,      # K
                size:int=224,         # pixels a side
@@ -66,7 +66,7 @@ def make_model(name:str,             # 'small_cnn', 'resnet18_64', 'vit_tiny', '
     is_vit = full.startswith('vit')
     extra = dict(img_size=size, drop_path_rate=drop_path) if is_vit else {}
     if is_vit and size < 128: extra['patch_size'] = 8
-    if name == 'vit_b16': extra['global_pool'] = 'avg'
+    if is_vit and (not pretrained or name == 'vit_b16'): extra['global_pool'] = 'avg' # as in MAE's fine-tuning
     try: model = timm.create_model(full, pretrained=pretrained is True, num_classes=num_classes, in_chans=channels, **extra)
     except OSError as e: raise FileNotFoundError(f"weights of {full} cannot be had ({e}): give a local checkpoint, pretrained='file.pth', or pretrained=False") from None
     if name == 'resnet18_64': model.conv1, model.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
