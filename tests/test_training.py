@@ -430,7 +430,7 @@ class Plain(nn.Sequential): # no batch normalisation, which each rank would do o
     def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 10))
 
 
-def rank_job(source, folder, accumulate=1, stop=None, fail=False, device='cpu'):
+def rank_job(source, folder, accumulate=1, stop=False, fail=False):
     "What a rank does: float64, so that the ranks can be compared with one process."
     rank, world, _ = training.ranks('cpu')
     torch.manual_seed(0)
@@ -441,7 +441,11 @@ def rank_job(source, folder, accumulate=1, stop=None, fail=False, device='cpu'):
     loss = {'in_batch': lambda: SoftTargetInfoNCE(NOISE.double()), 'queue': lambda: SoftTargetInfoNCE(NOISE.double(), noise_samples=Queue(200)), 'hard': lambda: InfoNCE(NOISE.double())}[source]()
     train, valid = Double(splits.train, 120, True, mixing=mixing, rank=rank, world=world), Double(splits.valid, 60, rank=rank, world=world)
     if fail and rank == 1: raise RuntimeError('rank 1 fails')
-    if stop: model.register_forward_hook(lambda *_: rank == 1 and model.training and stop.append(1) or (len(stop) == 7 and os.kill(os.getpid(), signal.SIGUSR1)))
+    steps = []
+    def send(*_):
+        if model.training: steps.append(1)
+        if len(steps) == 6 and model.training: os.kill(os.getpid(), signal.SIGUSR1)
+    if stop and rank == 1: model.register_forward_hook(send)
     last = fit(model, loss, train, valid, TrainConfig(epochs=2, lr=.01, accumulate=accumulate, checkpoint_dir=folder, device='cpu'))
     return dict(last=last, weights=weights(model), logits=predict(model, valid)[0])
 
@@ -476,7 +480,7 @@ def test_an_error_in_one_rank_is_an_error_here(tmp_path):
 def test_a_signal_to_one_rank_stops_all_and_they_resume(tmp_path):
     import test_training
     whole = launch(test_training.rank_job, 'queue', str(tmp_path/'whole'), processes=2)
-    with pytest.raises(StopRequested, match='SIGUSR1 came: stopped after step 6'): launch(test_training.rank_job, 'queue', str(tmp_path/'parts'), stop=[1], processes=2)
+    with pytest.raises(StopRequested, match='SIGUSR1 came: stopped after step 6'): launch(test_training.rank_job, 'queue', str(tmp_path/'parts'), stop=True, processes=2)
     again = launch(test_training.rank_job, 'queue', str(tmp_path/'parts'), processes=2)
     assert again['last'] == whole['last'] and torch.equal(again['weights'], whole['weights'])
 
