@@ -438,7 +438,7 @@ def rank_job(source, folder, accumulate=1, stop=False, fail=False):
     class Double(Batches):
         def __iter__(self): return ((x.double(), t.to(torch.float64) if isinstance(t, SparseTargets) else t) for x, t in super().__iter__())
     mixing = None if source == 'hard' else Fixed()
-    loss = {'in_batch': lambda: SoftTargetInfoNCE(NOISE.double()), 'queue': lambda: SoftTargetInfoNCE(NOISE.double(), noise_samples=Queue(200)), 'hard': lambda: InfoNCE(NOISE.double())}[source]()
+    loss = {'in_batch': lambda: SoftTargetInfoNCE(NOISE.double()), 'queue': lambda: SoftTargetInfoNCE(NOISE.double(), noise_samples=Queue(240)), 'hard': lambda: InfoNCE(NOISE.double())}[source]()
     train, valid = Double(splits.train, 120, True, mixing=mixing, rank=rank, world=world), Double(splits.valid, 60, rank=rank, world=world)
     if fail and rank == 1: raise RuntimeError('rank 1 fails')
     steps = []
