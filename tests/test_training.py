@@ -407,6 +407,25 @@ def test_a_non_finite_loss_stops_at_its_step(splits, tmp_path):
     assert len(load_checkpoint(tmp_path/'last.pt')['history']) == 1 and weights(parts[0]).isfinite().all()
 
 
+def test_killed_processes_end_bit_identical(splits, tmp_path):
+    "SIGKILL at four random moments, to a process that trains; then the training is finished here."
+    import multiprocessing
+    torch.set_num_threads(1)
+    def work(config): fit(*job('queue', splits), config)
+    settings, draw = dict(epochs=6, lr=.01), random.Random(3)
+    begin = time.monotonic()
+    last = fit(*(whole := job('queue', splits)), TrainConfig(**settings))
+    length, config, reached = time.monotonic()-begin, TrainConfig(**settings, checkpoint_dir=tmp_path, checkpoint_steps=1), []
+    for _ in range(4):
+        p = multiprocessing.get_context('fork').Process(target=work, args=(config,))
+        p.start(); p.join(draw.uniform(.1, .5)*length); p.kill(); p.join()
+        state = load_checkpoint(tmp_path/'last.pt')
+        reached.append((len(state['history']), state['batch']) if state else (0, 0))
+    again = job('queue', splits)
+    assert fit(*again, config) == last and torch.equal(weights(whole[0]), weights(again[0]))
+    assert reached == sorted(reached) and reached[-1] > (0, 0)
+
+
 # ---- signals
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
@@ -504,27 +523,26 @@ def result(out): return {n: next(out.glob(f'images/*/{n}')).read_bytes() for n i
 
 
 @pytest.mark.slow
-def test_the_experiment_killed_at_random_moments_has_the_same_result(tmp_path, kills=int(os.environ.get('SOFTNCE_KILLS', 3))):
+@pytest.mark.parametrize('more', [(), ('noise=queue', 'noise_size=256', 'ema=0.9', 'checkpoint_steps=3')], ids=['as documented', 'queue, average, checkpoints within epochs'])
+def test_the_experiment_killed_at_random_moments_has_the_same_result(more, tmp_path):
     "SIGKILL to the runner and its kernel, SOFTNCE_KILLS times at random moments, each followed by the same command: every file the same, to the byte."
+    import shutil
     pytest.importorskip('psutil'); pytest.importorskip('papermill')
-    parameters = ('dataset=digits', 'loss=soft_target_info_nce', 'noise=queue', 'noise_size=256', 'epochs=60', 'checkpoint_steps=3')
+    parameters, kills, draw = ('dataset=digits', 'loss=soft_target_info_nce', *more), int(os.environ.get('SOFTNCE_KILLS', 3)), random.Random(int(os.environ.get('SOFTNCE_KILL_SEED', 0)))
     def finish(out):
         p = start(out, *parameters)
         assert p.wait(600) == 0, p.stderr.read()
         return result(out)
-    begin = time.monotonic(); whole = finish(tmp_path/'whole'); length = time.monotonic()-begin
-    draw, count = random.Random(int(os.environ.get('SOFTNCE_KILL_SEED', 0))), 0
-    done = 0
-    while count < kills:
-        p = start(tmp_path/'killed', *parameters)
-        moment = draw.uniform(.3, 1.)*length if count % 4 == 0 else draw.uniform(0., .6)*length
-        until = time.monotonic()+moment
+    begin = time.monotonic()
+    whole, length, where = finish(tmp_path/'whole'), time.monotonic()-begin, []
+    while len(where) < kills:
+        p, until = start(tmp_path/'killed', *parameters), time.monotonic()+draw.uniform(.1, 1.)*length
         while time.monotonic() < until and p.poll() is None: time.sleep(.01)
-        if p.poll() is not None: # finished before the shot: from scratch, so that the next ones still hit something
-            import shutil
+        if p.poll() is None:
+            kill(p)
+            where.append(sum(f.read_bytes().count(b'\n') for f in tmp_path.glob('killed/images/*/history.csv')))
+        else: # finished before the shot: from scratch, so that the next ones still hit something
             assert p.returncode == 0 and result(tmp_path/'killed') == whole
-            shutil.rmtree(tmp_path/'killed'); done += 1
-            continue
-        kill(p); count += 1
+            shutil.rmtree(tmp_path/'killed')
     assert finish(tmp_path/'killed') == whole
-    print(f'{count} kills, {done} runs finished in between')
+    print(f'{kills} kills, lines of history.csv at each: {where}')
