@@ -7,7 +7,7 @@ __all__ = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_target_info_nce
            'linear_soft_target_info_nce', 'NLL', 'SoftTargetCrossEntropy', 'InfoNCE', 'SoftDistributionInfoNCE',
            'SoftTargetInfoNCE']
 
-# %% ../nbs/theory/losses.ipynb #db676515
+# %% ../nbs/theory/losses.ipynb #0dbc2775
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .distributed import targets_of_others
 from .noise import ClosedForm, Fresh, InBatch, Queue, join
+from .paths import as_sparse, closed_form, cross_entropy_rows, fast, fast_linear_rows, fast_rows
 from .scores import (as_labels, candidate_scores, check_any_targets, check_ids, check_epsilon, check_logits, check_temperature,
     contrast_rows, full_precision, hard_rows, independent_noise_probs, noise_of, noise_scores, own_scores, smoothed, unsmooth)
 from .targets import SparseTargets, check_simplex, per_row
@@ -35,7 +36,7 @@ def nll(logits:Tensor,        # `(N, K)`
     labels = check_ids(labels, *logits.shape)
     return reduce(F.cross_entropy(full_precision(logits)/temperature, labels, reduction='none'), reduction)
 
-# %% ../nbs/theory/losses.ipynb #0099c4f5
+# %% ../nbs/theory/losses.ipynb #86c60a08
 def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
                               targets,           # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                               *, temperature=1., # tau > 0
@@ -45,8 +46,10 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
     check_logits(logits); check_temperature(temperature)
     scores = full_precision(logits)/temperature
     targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
-    log_q = scores.log_softmax(1)
-    return reduce(-own_scores(log_q, targets), reduction)
+    sparse = as_sparse(targets, *scores.shape[1:], scores)
+    if sparse is not None and fast(scores, scores.shape[1], targets): rows = cross_entropy_rows(scores, sparse)
+    else: rows = -own_scores(scores.log_softmax(1), targets)
+    return reduce(rows, reduction)
 
 # %% ../nbs/theory/losses.ipynb #064b6615
 def noise_source(noise_samples, eta, targets):
@@ -73,9 +76,11 @@ def info_nce(logits:Tensor,           # `(N, K)`
     labels = check_ids(labels, *logits.shape)
     return soft_target_info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples, reduction=reduction)
 
-# %% ../nbs/theory/losses.ipynb #339525df
+# %% ../nbs/theory/losses.ipynb #05e1bfe1
 def closed_form_rows(scores, targets, source, eta):
     "Losses `(N,)` with infinitely many noise targets: the denominator is their expectation."
+    sparse = as_sparse(targets, scores.shape[1], scores)
+    if sparse is not None and source.exponents() and fast(scores, scores.shape[1], targets, eta): return closed_form(scores, sparse, source, eta)
     losses = source.epsilon*(scores.mean(1) - own_scores(scores, targets))
     for t in source.exponents():  # log_softmax's gradient rounds less than logsumexp's
         losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
@@ -97,10 +102,11 @@ def soft_target_info_nce(logits:Tensor,           # `(N, K)`
     source, in_batch, extras = noise_source(noise_samples, eta, targets)
     return reduce(soft_rows(scores, targets, eta, source, in_batch, extras, chunk_size), reduction)
 
-# %% ../nbs/theory/losses.ipynb #62806e71
+# %% ../nbs/theory/losses.ipynb #029fc4aa
 def soft_rows(scores, targets, eta, source, in_batch, extras, chunk_size=None):
-    "Losses `(N,)` by the cheapest exact route: closed form, label counts, or the matrix U (in chunks of rows)."
+    "Losses `(N,)` by the cheapest exact route: closed form, a fast path, label counts, or the matrix U (in chunks of rows)."
     if isinstance(source, ClosedForm): return closed_form_rows(scores, targets, source, eta)
+    if (losses := fast_rows(scores, targets, extras, in_batch, chunk_size)) is not None: return losses
     labels, noise = as_labels(targets), [as_labels(e) for e in extras]
     if labels is not None and all(n is not None for n in noise):
         candidates = torch.cat([labels]*in_batch + noise)
@@ -154,7 +160,7 @@ def one_background(*groups):
     eps = [g.epsilon if isinstance(g, SparseTargets) else None for g in groups]
     return all(isinstance(e, (int, float)) and e == eps[0] for e in eps)
 
-# %% ../nbs/theory/losses.ipynb #7589b443
+# %% ../nbs/theory/losses.ipynb #65861d5e
 def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 weight:Tensor,           # `(K, d)` label embeddings
                                 targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
@@ -163,21 +169,26 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 temperature=1.,          # tau > 0
                                 noise_samples=None,      # as for `soft_target_info_nce`
                                 reduction='mean',        # 'none' | 'mean' | 'sum'
+                                sparse_grad=False,       # the gradient of `weight` as a sparse tensor, as `nn.Embedding(sparse=True)` has it
                                )->Tensor:                # a scalar, or `(N,)` for 'none'
-    "Soft target InfoNCE, Eq. (11), of a linear head, without its logits (`ClosedForm` needs them). Raises ValueError naming the argument."
+    """Soft target InfoNCE, Eq. (11), of a linear head, without its logits (`ClosedForm` needs them). Raises ValueError naming the argument.
+
+    With `sparse_grad` (sparse targets on a fast path only) the cost does not depend on the number of classes."""
     z, W, b = linear_inputs(embeddings, weight, bias)
     check_temperature(temperature)
     eta = noise_of(noise_probs, len(W), z)
     targets = check_any_targets(targets, len(z), len(W), like=z.dtype)
     source, in_batch, extras = noise_source(noise_samples, eta, targets)
     with torch.autocast(z.device.type, enabled=False):
-        if isinstance(source, ClosedForm): losses = closed_form_rows((z @ W.T + b)/temperature - eta.log(), targets, source, eta)
-        else: losses = linear_rows(z/temperature, W, (b/temperature - eta.log())[:, None], targets, extras, in_batch)
+        if isinstance(source, ClosedForm): losses = closed_form_rows(F.linear(z, W, b)/temperature - eta.log(), targets, source, eta)
+        else: losses = linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad)
     return reduce(losses, reduction)
 
-# %% ../nbs/theory/losses.ipynb #76cd3b99
-def linear_rows(z, W, offset, targets, extras, in_batch):
-    background = not one_background(targets, *extras)
+# %% ../nbs/theory/losses.ipynb #b07eea70
+def linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad):
+    losses = fast_linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad)
+    if losses is not None: return losses
+    z, offset, background = z/temperature, ((0. if b is None else b/temperature) - eta.log())[:, None], not one_background(targets, *extras)
     mixed = lambda t: (mixed_rows(W, t, background), mixed_rows(offset, t, background)[:, 0])
     def cross(t): rows, shift = mixed(t); return z @ rows.T + shift
     def own(t): rows, shift = mixed(t); return (z*rows).sum(1) + shift
@@ -190,7 +201,7 @@ def linear_inputs(embeddings, weight, bias):
         raise ValueError(f"weight must have shape (K, {embeddings.shape[1]}) like the embeddings, got {tuple(getattr(weight, 'shape', ()))}")
     if bias is not None and bias.shape != weight.shape[:1]: raise ValueError(f"bias must have shape ({len(weight)},), got {tuple(bias.shape)}")
     dtype = torch.promote_types(full_precision(embeddings).dtype, full_precision(weight).dtype)
-    return embeddings.to(dtype), weight.to(dtype), torch.zeros(len(weight), dtype=dtype, device=weight.device) if bias is None else bias.to(dtype)
+    return embeddings.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 # %% ../nbs/theory/losses.ipynb #ee5f8242
 class NLL(nn.Module):
