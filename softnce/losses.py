@@ -7,7 +7,7 @@ __all__ = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_target_info_nce
            'linear_soft_target_info_nce', 'NLL', 'SoftTargetCrossEntropy', 'InfoNCE', 'SoftDistributionInfoNCE',
            'SoftTargetInfoNCE']
 
-# %% ../nbs/theory/losses.ipynb #0dbc2775
+# %% ../nbs/theory/losses.ipynb #b464b268
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .distributed import targets_of_others
 from .noise import ClosedForm, Fresh, InBatch, Queue, join
 from .paths import as_sparse, closed_form, cross_entropy_rows, fast, fast_linear_rows, fast_rows
-from .scores import (as_labels, candidate_scores, check_any_targets, check_ids, check_epsilon, check_logits, check_temperature,
+from .scores import (as_labels, candidate_scores, check_any_targets, check_device, check_ids, check_epsilon, check_logits, check_temperature,
     contrast_rows, full_precision, hard_rows, independent_noise_probs, noise_of, noise_scores, own_scores, smoothed, unsmooth)
 from .targets import SparseTargets, check_simplex, per_row
 
@@ -25,25 +25,25 @@ def reduce(losses, reduction):
     if reduction not in ('none', 'mean', 'sum'): raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     return losses if reduction == 'none' else getattr(losses, reduction)()
 
-# %% ../nbs/theory/losses.ipynb #7b2d6cff
+# %% ../nbs/theory/losses.ipynb #6679bf59
 def nll(logits:Tensor,        # `(N, K)`
         labels:Tensor,        # `(N,)` class ids
         *, temperature=1.,    # tau > 0
         reduction='mean',     # 'none' | 'mean' | 'sum'
        )->Tensor:             # a scalar, or `(N,)` for 'none'
     "Negative log-likelihood of class ids, Eq. (1). Raises ValueError naming the argument."
-    check_logits(logits); check_temperature(temperature)
+    check_logits(logits); check_temperature(temperature); check_device(labels, logits, 'labels')
     labels = check_ids(labels, *logits.shape)
     return reduce(F.cross_entropy(full_precision(logits)/temperature, labels, reduction='none'), reduction)
 
-# %% ../nbs/theory/losses.ipynb #86c60a08
+# %% ../nbs/theory/losses.ipynb #0d9f5479
 def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
                               targets,           # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                               *, temperature=1., # tau > 0
                               reduction='mean',  # 'none' | 'mean' | 'sum'
                              )->Tensor:          # a scalar, or `(N,)` for 'none'
     "Cross-entropy with soft targets, Eq. (3). Raises ValueError naming the argument."
-    check_logits(logits); check_temperature(temperature)
+    check_logits(logits); check_temperature(temperature); check_device(targets, logits)
     scores = full_precision(logits)/temperature
     targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
     sparse = as_sparse(targets, *scores.shape[1:], scores)
@@ -63,7 +63,7 @@ def noise_source(noise_samples, eta, targets):
     if torch.is_grad_enabled(): source.push(targets if others is None else join([targets, others]))  # evaluation leaves no trace
     return source, source.in_batch, [e for e in (others, extra) if e is not None]
 
-# %% ../nbs/theory/losses.ipynb #3cd4da9a
+# %% ../nbs/theory/losses.ipynb #934a22a8
 def info_nce(logits:Tensor,           # `(N, K)`
              labels:Tensor,           # `(N,)` class ids
              *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -72,7 +72,7 @@ def info_nce(logits:Tensor,           # `(N, K)`
              reduction='mean',        # 'none' | 'mean' | 'sum'
             )->Tensor:                # a scalar, or `(N,)` for 'none'
     "InfoNCE for classification, Eq. (5), in O(NK) from label counts. Raises ValueError naming the argument."
-    check_logits(logits)
+    check_logits(logits); check_device(labels, logits, 'labels')
     labels = check_ids(labels, *logits.shape)
     return soft_target_info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples, reduction=reduction)
 
@@ -86,7 +86,7 @@ def closed_form_rows(scores, targets, source, eta):
         losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
     return losses
 
-# %% ../nbs/theory/losses.ipynb #d2666b6b
+# %% ../nbs/theory/losses.ipynb #902b41d7
 def soft_target_info_nce(logits:Tensor,           # `(N, K)`
                          targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -97,6 +97,7 @@ def soft_target_info_nce(logits:Tensor,           # `(N, K)`
                         )->Tensor:                # a scalar, or `(N,)` for 'none'
     "Soft target InfoNCE, Eq. (11), as one matrix product. Raises ValueError naming the argument."
     scores, eta = noise_scores(logits, noise_probs, temperature)
+    check_device(targets, logits)
     targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
     if chunk_size is not None and chunk_size < 1: raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
     source, in_batch, extras = noise_source(noise_samples, eta, targets)
@@ -128,7 +129,7 @@ def sample_labels(targets,                         # `(N, K)` probabilities, Spa
     background = torch.randint(targets.num_classes, (n,), generator=generator, device=device)
     return torch.where(torch.rand(n, generator=generator, device=device) < targets.epsilon, background, label)
 
-# %% ../nbs/theory/losses.ipynb #45c4557e
+# %% ../nbs/theory/losses.ipynb #b93231f2
 def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
                                targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -138,7 +139,7 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
                                generator:torch.Generator=None, # of the sampled labels
                               )->Tensor:                # a scalar, or `(N,)` for 'none'
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
-    check_logits(logits)
+    check_logits(logits); check_device(targets, logits)
     like = full_precision(logits).dtype
     labels = sample_labels(check_any_targets(targets, *logits.shape, like=like), generator)
     if isinstance(noise_samples, (Tensor, SparseTargets)):
@@ -160,7 +161,7 @@ def one_background(*groups):
     eps = [g.epsilon if isinstance(g, SparseTargets) else None for g in groups]
     return all(isinstance(e, (int, float)) and e == eps[0] for e in eps)
 
-# %% ../nbs/theory/losses.ipynb #65861d5e
+# %% ../nbs/theory/losses.ipynb #8fb1d8a7
 def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 weight:Tensor,           # `(K, d)` label embeddings
                                 targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
@@ -175,7 +176,7 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
 
     With `sparse_grad` (sparse targets on a fast path only) the cost does not depend on the number of classes."""
     z, W, b = linear_inputs(embeddings, weight, bias)
-    check_temperature(temperature)
+    check_temperature(temperature); check_device(targets, embeddings)
     eta = noise_of(noise_probs, len(W), z)
     targets = check_any_targets(targets, len(z), len(W), like=z.dtype)
     source, in_batch, extras = noise_source(noise_samples, eta, targets)

@@ -25,12 +25,15 @@ def full_precision(x):
     "fp16 and bf16 are computed in fp32; float64 stays float64."
     return x if x.dtype == torch.float64 else x.float()
 
-# %% ../nbs/theory/scores.ipynb #7a0d5a70
+# %% ../nbs/theory/scores.ipynb #6366cf5f
 def check_ids(labels, num_rows, num_classes, name='labels'):
     "Class ids `(num_rows,)`, as int64."
     check_labels(labels, num_classes, name)
     if num_rows is not None and len(labels) != num_rows: raise ValueError(f"{name} must have {num_rows} rows like the logits, got {len(labels)}")
     return labels.long()
+
+def check_device(targets, logits, name='targets'):
+    if hasattr(targets, 'device') and targets.device != logits.device: raise ValueError(f"{name} must be on {logits.device} like the logits, got {targets.device}")
 
 def check_any_targets(targets, num_rows, num_classes, name='targets', like=torch.float32):
     "Class ids `(N,)`, dense `(N, K)` or SparseTargets: checked against the logits; weights in their precision (`like`)."

@@ -1,7 +1,11 @@
 """Seeding, the hypothesis profile and the markers of the whole suite."""
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
 
 settings.register_profile('softnce', derandomize=True, database=None, deadline=None, max_examples=20,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
