@@ -54,11 +54,12 @@ def noise_source(noise_samples, eta, targets):
     if noise_samples is None: noise_samples = InBatch()
     if isinstance(noise_samples, ClosedForm): return noise_samples, False, []
     source = noise_samples if hasattr(noise_samples, 'draw') else InBatch()
-    extra = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else noise_samples
-    if extra is not None: extra = check_any_targets(extra.to(eta.device) if hasattr(extra, 'to') else extra, None, len(eta), 'noise_samples', like=eta.dtype)
+    drawn = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else [noise_samples]
+    extras = [check_any_targets(e.to(eta.device) if hasattr(e, 'to') else e, None, len(eta), 'noise_samples', like=eta.dtype)
+              for e in (drawn if isinstance(drawn, list) else [drawn]) if e is not None]
     others = targets_of_others(targets) if source.in_batch and not getattr(source, 'local', False) and torch.is_grad_enabled() else None
     if torch.is_grad_enabled(): source.push(targets if others is None else join([targets, others]))  # evaluation leaves no trace
-    return source, source.in_batch, [e for e in (others, extra) if e is not None]
+    return source, source.in_batch, ([] if others is None else [others]) + extras
 
 # %% ../nbs/theory/losses.ipynb #3cd4da9a
 def info_nce(logits:Tensor,           # `(N, K)`
@@ -134,6 +135,7 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
     check_logits(logits)
     like = full_precision(logits).dtype
+    if hasattr(noise_samples, 'check_sampled'): noise_samples.check_sampled(targets)  # a micro-batch's
     labels = sample_labels(check_any_targets(targets, *logits.shape, like=like), generator)
     if isinstance(noise_samples, (Tensor, SparseTargets)):
         noise_samples = sample_labels(check_any_targets(noise_samples, None, logits.shape[1], 'noise_samples', like=like), generator)
@@ -224,9 +226,9 @@ class InfoNCE(NLL):
         if isinstance(noise_samples, Tensor): self.register_buffer('noise_samples', noise_samples)
         else: self.noise_samples = noise_samples
         self.kwargs = kwargs
-    def forward(self, logits, targets):
+    def forward(self, logits, targets, noise_samples=None): # noise_samples: of this call, in place of the constructor's
         return self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
-                         noise_samples=self.noise_samples, reduction=self.reduction, **self.kwargs)
+                         noise_samples=self.noise_samples if noise_samples is None else noise_samples, reduction=self.reduction, **self.kwargs)
     def probs(self, logits:Tensor, epsilon=0.)->Tensor:
         "Estimate of `p(k|x)`: labels drawn from targets smoothed by epsilon, `noise_probs` the marginal of the true labels."
         check_epsilon(epsilon)
