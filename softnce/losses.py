@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .distributed import targets_of_others
+from .distributed import targets_of_ranks
 from .noise import ClosedForm, Fresh, InBatch, Queue, join
 from .scores import (as_labels, candidate_scores, check_any_targets, check_ids, check_epsilon, check_logits, check_temperature,
     contrast_rows, full_precision, hard_rows, independent_noise_probs, noise_of, noise_scores, own_scores, smoothed, unsmooth)
@@ -57,9 +57,11 @@ def noise_source(noise_samples, eta, targets):
     drawn = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else [noise_samples]
     extras = [check_any_targets(e.to(eta.device) if hasattr(e, 'to') else e, None, len(eta), 'noise_samples', like=eta.dtype)
               for e in (drawn if isinstance(drawn, list) else [drawn]) if e is not None]
-    others = targets_of_others(targets) if source.in_batch and not getattr(source, 'local', False) and torch.is_grad_enabled() else None
-    if torch.is_grad_enabled(): source.push(targets if others is None else join([targets, others]))  # evaluation leaves no trace
-    return source, source.in_batch, ([] if others is None else [others]) + extras
+    training = torch.is_grad_enabled()  # evaluation leaves no trace, and waits for no other rank
+    ranks = targets_of_ranks(targets) if training and source.in_batch and not getattr(source, 'local', False) else [targets]
+    if training: source.push(targets if len(ranks) == 1 else join(ranks))
+    others = [r for r in ranks if r is not targets]
+    return source, source.in_batch, ([join(others)] if others else []) + extras
 
 # %% ../nbs/theory/losses.ipynb #3cd4da9a
 def info_nce(logits:Tensor,           # `(N, K)`

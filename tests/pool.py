@@ -2,7 +2,6 @@
 import datetime
 import multiprocessing
 import os
-import signal
 import tempfile
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, wait
 
@@ -36,7 +35,9 @@ class Pool:
         return [r.result() for r in ranks]
 
     def kill(self):
-        for pid in self.pids: os.kill(pid, signal.SIGKILL)
+        for child in multiprocessing.active_children():
+            if child.pid in self.pids: child.kill()
 
     def close(self):
+        self.kill()  # they hold nothing
         for w in self.workers: w.shutdown()
