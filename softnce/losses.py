@@ -7,13 +7,13 @@ __all__ = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_target_info_nce
            'linear_soft_target_info_nce', 'NLL', 'SoftTargetCrossEntropy', 'InfoNCE', 'SoftDistributionInfoNCE',
            'SoftTargetInfoNCE']
 
-# %% ../nbs/theory/losses.ipynb #b464b268
+# %% ../nbs/theory/losses.ipynb #da4ae7ff
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .distributed import targets_of_others
+from .distributed import targets_of_ranks
 from .noise import ClosedForm, Fresh, InBatch, Queue, join
 from .paths import as_sparse, closed_form, cross_entropy_rows, fast, fast_linear_rows, fast_rows
 from .scores import (as_labels, candidate_scores, check_any_targets, check_device, check_ids, check_epsilon, check_logits, check_temperature,
@@ -51,17 +51,20 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
     else: rows = -own_scores(scores.log_softmax(1), targets)
     return reduce(rows, reduction)
 
-# %% ../nbs/theory/losses.ipynb #064b6615
+# %% ../nbs/theory/losses.ipynb #580f8659
 def noise_source(noise_samples, eta, targets):
     "The source, whether the batch is among its candidates, and a list of further noise targets."
     if noise_samples is None: noise_samples = InBatch()
     if isinstance(noise_samples, ClosedForm): return noise_samples, False, []
     source = noise_samples if hasattr(noise_samples, 'draw') else InBatch()
-    extra = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else noise_samples
-    if extra is not None: extra = check_any_targets(extra.to(eta.device) if hasattr(extra, 'to') else extra, None, len(eta), 'noise_samples', like=eta.dtype)
-    others = targets_of_others(targets) if source.in_batch and not getattr(source, 'local', False) and torch.is_grad_enabled() else None
-    if torch.is_grad_enabled(): source.push(targets if others is None else join([targets, others]))  # evaluation leaves no trace
-    return source, source.in_batch, [e for e in (others, extra) if e is not None]
+    drawn = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else [noise_samples]
+    extras = [check_any_targets(e.to(eta.device) if hasattr(e, 'to') else e, None, len(eta), 'noise_samples', like=eta.dtype)
+              for e in (drawn if isinstance(drawn, list) else [drawn]) if e is not None]
+    training = torch.is_grad_enabled()  # evaluation leaves no trace, and waits for no other rank
+    ranks = targets_of_ranks(targets) if training and source.in_batch and not getattr(source, 'local', False) else [targets]
+    if training: source.push(targets if len(ranks) == 1 else join(ranks))
+    others = [r for r in ranks if r is not targets]
+    return source, source.in_batch, ([join(others)] if others else []) + extras
 
 # %% ../nbs/theory/losses.ipynb #934a22a8
 def info_nce(logits:Tensor,           # `(N, K)`
@@ -86,14 +89,14 @@ def closed_form_rows(scores, targets, source, eta):
         losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
     return losses
 
-# %% ../nbs/theory/losses.ipynb #902b41d7
+# %% ../nbs/theory/losses.ipynb #78b58c70
 def soft_target_info_nce(logits:Tensor,           # `(N, K)`
                          targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
                          temperature=1.,          # tau > 0
                          noise_samples=None,      # None: in-batch; `(M, K)` or SparseTargets of extra noise targets; or a source
                          reduction='mean',        # 'none' | 'mean' | 'sum'
-                         chunk_size:int=None,     # rows at a time, recomputed in the backward pass; None: all
+                         chunk_size:int=None,     # rows at a time; None: as many as are cheap
                         )->Tensor:                # a scalar, or `(N,)` for 'none'
     "Soft target InfoNCE, Eq. (11), as one matrix product. Raises ValueError naming the argument."
     scores, eta = noise_scores(logits, noise_probs, temperature)
@@ -129,7 +132,7 @@ def sample_labels(targets,                         # `(N, K)` probabilities, Spa
     background = torch.randint(targets.num_classes, (n,), generator=generator, device=device)
     return torch.where(torch.rand(n, generator=generator, device=device) < targets.epsilon, background, label)
 
-# %% ../nbs/theory/losses.ipynb #b93231f2
+# %% ../nbs/theory/losses.ipynb #c1fcea44
 def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
                                targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -141,6 +144,7 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
     check_logits(logits); check_device(targets, logits)
     like = full_precision(logits).dtype
+    if hasattr(noise_samples, 'check_sampled'): noise_samples.check_sampled(targets)  # a micro-batch's
     labels = sample_labels(check_any_targets(targets, *logits.shape, like=like), generator)
     if isinstance(noise_samples, (Tensor, SparseTargets)):
         noise_samples = sample_labels(check_any_targets(noise_samples, None, logits.shape[1], 'noise_samples', like=like), generator)
@@ -225,7 +229,7 @@ class SoftTargetCrossEntropy(NLL):
     "Module of `soft_target_cross_entropy`, Eq. (3)."
     loss = staticmethod(soft_target_cross_entropy)
 
-# %% ../nbs/theory/losses.ipynb #a359639a
+# %% ../nbs/theory/losses.ipynb #0d586af0
 class InfoNCE(NLL):
     "Module of `info_nce`, Eq. (5)."
     loss = staticmethod(info_nce)
@@ -236,9 +240,9 @@ class InfoNCE(NLL):
         if isinstance(noise_samples, Tensor): self.register_buffer('noise_samples', noise_samples)
         else: self.noise_samples = noise_samples
         self.kwargs = kwargs
-    def forward(self, logits, targets):
+    def forward(self, logits, targets, noise_samples=None): # noise_samples: of this call, in place of the constructor's
         return self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
-                         noise_samples=self.noise_samples, reduction=self.reduction, **self.kwargs)
+                         noise_samples=self.noise_samples if noise_samples is None else noise_samples, reduction=self.reduction, **self.kwargs)
     def probs(self, logits:Tensor, epsilon=0.)->Tensor:
         "Estimate of `p(k|x)`: labels drawn from targets smoothed by epsilon, `noise_probs` the marginal of the true labels."
         check_epsilon(epsilon)

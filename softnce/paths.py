@@ -51,7 +51,7 @@ def closed_form(scores, targets, source, eta):
     rows = class_contrast(scores, ids, weights, background=background, offset=offset, exponents=exponents)
     return rows if offset is not None else rows + len(exponents)*eta[0].log()
 
-# %% ../nbs/practice/paths.ipynb #ae541f15
+# %% ../nbs/practice/paths.ipynb #165bf94f
 def sparse_losses(scores, targets, candidates, num_rows):
     "Losses relative to sparse candidates: over classes if all are hard."
     plain = isinstance(targets.epsilon, (int, float)) and isinstance(candidates.epsilon, (int, float))
@@ -59,8 +59,7 @@ def sparse_losses(scores, targets, candidates, num_rows):
     (own_ids, own_weights, own_share), (ids, weights, share) = slots(targets, less), slots(candidates, less)
     if ids.shape[1] == own_ids.shape[1] == 1 and share is None and own_share is None:
         counts = scores.new_zeros(scores.shape[1]).index_add_(0, ids[:, 0], torch.ones_like(weights[:, 0]))
-        log_counts = counts.log()
-        return class_contrast((1-less)*scores if less else scores, own_ids, torch.ones_like(own_weights), offset=log_counts)
+        return class_contrast((1-less)*scores if less else scores, own_ids, torch.ones_like(own_weights), offset=counts.log())
     return sparse_contrast(scores, ids, weights, own_ids, own_weights, background=share, own_background=own_share,
                            one_weight=candidates.one_weight(), num_rows=num_rows)
 

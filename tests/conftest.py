@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from pool import Pool
+
 if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
 
 settings.register_profile('softnce', derandomize=True, database=None, deadline=None, max_examples=20,
@@ -23,3 +25,11 @@ def seeded():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope='session')
+def pool():
+    "Four processes for the tests of many devices, started by the first that asks."
+    workers = Pool(4)
+    yield workers
+    workers.close()
