@@ -1,7 +1,13 @@
 """Seeding, the hypothesis profile and the markers of the whole suite."""
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from pool import Pool
+
+if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
 
 settings.register_profile('softnce', derandomize=True, database=None, deadline=None, max_examples=20,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -23,8 +29,16 @@ def seeded():
 
 @pytest.fixture(scope='session')
 def tissue(tmp_path_factory):
-    "A data root with one small synthetic specimen per stage and a second one of the first stages, and the paths."
+    "A data root with two small synthetic specimens per stage, and the paths."
     pytest.importorskip('h5py')
     from softnce.tissue import make_tissue
     root = tmp_path_factory.mktemp('tissue')
     return root, make_tissue(root, per_stage=2, cells=(50, 90), seed=1)
+
+
+@pytest.fixture(scope='session')
+def pool():
+    "Four processes for the tests of many devices, started by the first that asks."
+    workers = Pool(4)
+    yield workers
+    workers.close()
