@@ -15,7 +15,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.transforms import BaseTransform, Compose
 from torch_geometric.utils import dropout_edge, mask_feature
 
-# %% ../nbs/practice/graph_augment.ipynb #3afb971a
+# %% ../nbs/practice/graph_augment.ipynb #0df4b2fa
 class DropEdges(BaseTransform):
     "Remove each contact with probability `p`; both directions of an undirected graph together."
     def __init__(self, p=.1): self.p = p
@@ -26,7 +26,9 @@ class DropEdges(BaseTransform):
 
 class AddEdges(BaseTransform):
     "Connect `ratio` times as many random pairs as there are contacts; a pair that is in contact, or drawn twice, is not added."
-    def __init__(self, ratio=.1): self.ratio = ratio
+    def __init__(self, ratio=.1):
+        if ratio < 0: raise ValueError(f"ratio must not be negative, got {ratio}")
+        self.ratio = ratio
     def forward(self, data):
         n, (i, j), both = data.num_nodes, data.edge_index, data.is_undirected()
         a, b = torch.randint(n, (2, round(self.ratio*data.num_edges/(1+both)))).sort(0).values
@@ -38,7 +40,7 @@ class AddEdges(BaseTransform):
         same = (data.y[new[0]] == data.y[new[1]]).to(data.edge_y)
         return data.update(dict(edge_index=torch.cat([data.edge_index, new], 1), edge_attr=torch.cat([data.edge_attr, data.edge_attr[like]]), edge_y=torch.cat([data.edge_y, same])))
 
-# %% ../nbs/practice/graph_augment.ipynb #a31bdf23
+# %% ../nbs/practice/graph_augment.ipynb #5bafffba
 class DropFeatures(BaseTransform):
     "Set each entry of the node features to zero with probability `p`."
     def __init__(self, p=.1): self.p = p
@@ -51,7 +53,9 @@ class MaskColumns(BaseTransform):
 
 class AddNoise(BaseTransform):
     "Add normal noise to node and edge features."
-    def __init__(self, sigma=.1): self.sigma = sigma
+    def __init__(self, sigma=.1):
+        if sigma < 0: raise ValueError(f"sigma must not be negative, got {sigma}")
+        self.sigma = sigma
     def forward(self, data):
         return data.update({k: data[k] + self.sigma*torch.randn_like(data[k]) for k in ('x', 'edge_attr')})
 

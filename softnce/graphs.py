@@ -36,12 +36,17 @@ CLASSES = ['L1', 'L2', 'L3', 'L4', 'nucellus', 'posterior chalaza', 'funiculus',
 LABELS = {1: 0, 2: 1, 3: 2, 4: 3, 14: 3, 5: 4, 6: 5, 7: 6, 8: 7, 10: 8} # raw label in the file -> class
 EMBRYO_SAC = 7                                                          # class left out of the class average
 
-# %% ../nbs/practice/graphs.ipynb #3be1546c
-def zscore(a): return (a - a.mean())/(a.std() + 1e-16)
+# %% ../nbs/practice/graphs.ipynb #8e7721a0
+def zscore(a): # `(n,)` or `(n, d)`
+    "Mean and population deviation are those of the whole array."
+    return (a - a.mean())/(a.std() + 1e-16)
 
-def unit(a): return a/(np.linalg.norm(a, axis=1, keepdims=True) + 1e-16)
+def unit(a): # `(n, d)`
+    "Rows of length one."
+    return a/(np.linalg.norm(a, axis=1, keepdims=True) + 1e-16)
 
-def onehot(a):
+def onehot(a): # `(n,)` integers
+    "Five columns, counted from the smallest value; ValueError unless integers."
     if not np.issubdtype(a.dtype, np.integer): raise ValueError(f"must hold integers, got {a.dtype}")
     a = a.astype(np.int64)
     return np.eye(5)[(a - a.min()).clip(0, 4)]

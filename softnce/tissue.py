@@ -77,13 +77,16 @@ def _seeds(shape, cells, rng): # seeds `(n, 3)` and their labels
     far = np.linalg.norm(points - points[labels == 8], axis=1) > 1.7*max(shape['sac']*shape['dome'][2], .75*spacing)
     return points[far | (labels == 8)], labels[far | (labels == 8)]
 
-# %% ../nbs/practice/tissue.ipynb #7dfc1b80
+# %% ../nbs/practice/tissue.ipynb #b8b1b1c2
 def _rotation(rng): # a random rotation, uniform
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     q = q*np.sign(np.diag(r))
     return q*np.sign(np.linalg.det(q))
 
-def voxelise(shape, seeds, rng, voxels): # label volume (z, y, x), voxel size in um
+def voxelise(shape, seeds, # of `anatomy`; `(n, 3)` in its frame
+             rng, voxels,  # numpy Generator; about so many voxels inside
+            ):             # label volume (z, y, x), voxel size in um
+    "Voronoi cells of the seeds on a grid, at a random angle; seed i is label i+1."
     from scipy import ndimage
     from scipy.spatial import cKDTree
     turn, size = _rotation(rng), 60*np.exp(rng.normal(0, .1)) # um per unit
@@ -103,7 +106,7 @@ def voxelise(shape, seeds, rng, voxels): # label volume (z, y, x), voxel size in
     volume[parts != np.bincount(parts[parts > 0]).argmax()] = 0
     return np.pad(volume, 1), spacing
 
-# %% ../nbs/practice/tissue.ipynb #1e233011
+# %% ../nbs/practice/tissue.ipynb #6c5cb506
 def contacts(volume, # labels
              size,   # voxel size, um
             ):       # pairs `(E0, 2)`, index of the pair of each point, points `(P, 3)` in voxels
@@ -117,20 +120,28 @@ def contacts(volume, # labels
     unique, of = np.unique(pairs, axis=0, return_inverse=True)
     return unique, of.ravel(), points
 
-def group_mean(values, of, n): # means over groups of the rows of values
+def group_mean(values, of, n): # rows, the group of each, number of groups
+    "Mean of the rows of each group, `(n, d)`."
     count = np.maximum(np.bincount(of, minlength=n), 1)
     return np.stack([np.bincount(of, v, minlength=n) for v in values.reshape(len(values), -1).T], 1)/count[:, None]
 
-def principal_axes(points, of, n): # of the points of each group: variances descending, axes as rows
+def principal_axes(points, of, n): # points, the group of each, number of groups
+    "Variances of each group, descending, and the axes as rows."
     centred = points - group_mean(points, of, n)[of]
     covariance = group_mean(centred[:, :, None]*centred[:, None], of, n).reshape(n, 3, 3)
     variances, vectors = np.linalg.eigh(covariance)
     return variances[:, ::-1], vectors.transpose(0, 2, 1)[:, ::-1]
 
-# %% ../nbs/practice/tissue.ipynb #ffceb613
-def normalise(v): return v/np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
+# %% ../nbs/practice/tissue.ipynb #64ba6011
+def normalise(v): # `(..., 3)`
+    "Vectors of length one; zero stays zero."
+    return v/np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
 
-def surface_directions(com, hops, pairs, normals): # axis 1; positions of cells in `pairs`, -1 for background; normals point away from the first cell there is
+def surface_directions(com, hops, # centroids; distance to the background in contacts
+                       pairs,     # positions of two cells, -1 for the background
+                       normals,   # of the contacts, away from the first of the two that is a cell
+                      ):
+    "Axis 1 of each cell, outwards."
     total = np.zeros_like(com)
     for e, (i, j) in enumerate(pairs):
         if i < 0: total[j] += normals[e]
@@ -138,7 +149,8 @@ def surface_directions(com, hops, pairs, normals): # axis 1; positions of cells 
         elif hops[j] < hops[i] and hops[i] > 1: total[i] += normals[e]
     return np.where(np.linalg.norm(total, axis=1, keepdims=True) > 1e-9, normalise(total), [1., 0, 0])
 
-def growth_directions(com, hops, neighbours): # axis 2, and the cosine of the pair
+def growth_directions(com, hops, neighbours): # centroids; distance to the background; a list of cells per cell
+    "Axis 2 of each cell, and the cosine of the two directions."
     axis, cosine = np.tile([1., 0, 0], (len(com), 1)), np.ones(len(com))
     for c, near in enumerate(neighbours):
         same = [j for j in near if hops[j] == hops[c]] or near
@@ -164,7 +176,7 @@ def random_walk_centrality(pairs, # `(E, 2)` positions of cells
         for end in part.T: np.add.at(flow, end, current)
     return (flow - (n-1))/((n-1)*(n-2)) # each pair that starts or ends in the cell has put one unit on its edges
 
-# %% ../nbs/practice/tissue.ipynb #baddc276
+# %% ../nbs/practice/tissue.ipynb #e8f90620
 def reference_system(com, labels): # centroids in um, raw labels -> origin, rows of unit axes
     "The system `label_grs_surface`: L1 cells, the line through the dome, and the stalk."
     origin = com[labels == 1].mean(0) if (labels == 1).any() else com.mean(0)
@@ -175,7 +187,8 @@ def reference_system(com, labels): # centroids in um, raw labels -> origin, rows
     away = normalise((middle - stalk) - ((middle - stalk) @ line)*line)
     return origin, np.stack([-line, away, np.cross(-line, away)])
 
-def orientation(v): # sign-free encoding `(n, 6)`: x^2, y^2, z^2, xy, yz, zx
+def orientation(v): # `(n, 3)`
+    "Encoding without sign, `(n, 6)`: x^2, y^2, z^2, xy, yz, zx."
     return np.c_[v**2, v[:, 0]*v[:, 1], v[:, 1]*v[:, 2], v[:, 2]*v[:, 0]]
 
 # %% ../nbs/practice/tissue.ipynb #3b17e1aa
@@ -259,15 +272,17 @@ def edge_features(t:Tissue, lrs, origin, axis): # name -> array, E0 rows; zero f
         for name, end in (('e1', i), ('e2', j)): out[f'lrs{k}{name}_dot_ev_grs'] = (normalise(apart)*lrs[k][end]).sum(1)*t.inner
     return {k: v.astype(np.float32) for k, v in out.items()}
 
-# %% ../nbs/practice/tissue.ipynb #2d232f99
-def noisy_labels(labels, neighbours, share, rng): # with that share of border cells relabelled like a neighbour; never to or from the embryo sac
+# %% ../nbs/practice/tissue.ipynb #d4e21075
+def noisy_labels(labels, neighbours, share, rng): # raw labels; a list of cells per cell; share of border cells; numpy Generator
+    "Labels with some border cells relabelled like a neighbour; never to or from the embryo sac."
     out = labels.copy()
     for c, near in enumerate(neighbours):
         other = [labels[j] for j in near if labels[j] not in (labels[c], 8)]
         if other and labels[c] != 8 and rng.random() < share: out[c] = rng.choice(other)
     return out
 
-def write_specimen(path, arrays, attributes): # dict of arrays, nested by '/', to an h5 file, under another name first
+def write_specimen(path, arrays, attributes): # h5 file; arrays by key, nested by '/'; attributes of the root
+    "Write a specimen, under another name first."
     import h5py
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(part := path.with_name(path.name+'.part'), 'w') as f:
