@@ -3,8 +3,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from pool import Pool
-
 settings.register_profile('softnce', derandomize=True, database=None, deadline=None, max_examples=20,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.load_profile('softnce')
@@ -26,6 +24,7 @@ def seeded():
 @pytest.fixture(scope='session')
 def pool():
     "Four processes for the tests of many devices, started by the first that asks."
+    from pool import Pool
     workers = Pool(4)
     yield workers
     workers.close()
