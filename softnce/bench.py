@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'PATHS', 'MODES', 'KEY', 'VERSIONS', 'COLUMNS', 'Problem', 'candidates', 'dense', 'published_form',
-           'matmul_form', 'Provider', 'available', 'timed_call', 'memory', 'sample', 'measure', 'environment',
-           'read_rows', 'add_rows', 'skip_reason', 'complete', 'measure_size', 'bench']
+           'matmul_form', 'tf32_products', 'Provider', 'available', 'timed_call', 'memory', 'sample', 'measure',
+           'environment', 'read_rows', 'add_rows', 'skip_reason', 'complete', 'measure_size', 'bench']
 
-# %% ../nbs/practice/bench.ipynb #34997d01
-import csv, gc, hashlib, json, logging, os, platform, re, tempfile, time
+# %% ../nbs/practice/bench.ipynb #af1af9c8
+import csv, gc, hashlib, importlib, inspect, json, logging, os, platform, re, tempfile, timeit
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -92,7 +92,15 @@ def matmul_form(logits:Tensor, candidates:Tensor, log_noise:Tensor)->Tensor: # a
     energies = (logits - log_noise) @ candidates.T
     return F.cross_entropy(energies, torch.arange(len(logits), device=logits.device))
 
-# %% ../nbs/practice/bench.ipynb #da878e51
+# %% ../nbs/practice/bench.ipynb #55a8a0be
+@contextmanager
+def tf32_products():
+    "Products of fp32 matrices in tf32, in a block."
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('high')
+    try: yield
+    finally: torch.set_float32_matmul_precision(before)
+
 @dataclass
 class Provider:
     "Something to be measured."
@@ -102,7 +110,7 @@ class Provider:
     linear:bool = False       # from embeddings and a weight
     module:str = 'torch'      # left out where it cannot be imported
     cuda:bool = False         # needs CUDA
-    tf32:bool = False         # products of fp32 matrices in tf32
+    context:callable = nullcontext # in which it is called, forward and backward
 
 def available(device='cpu', linear=False)->list: # names
     "Providers that can run on this device."
@@ -122,7 +130,7 @@ def _compiled(p):
     torch._functorch.config.donated_buffer = False  # the backward pass alone is timed on a graph that is kept
     return partial(torch.compile(matmul_form, dynamic=False, fullgraph=True), p.logits, dense(p), p.noise_probs.log())
 
-# %% ../nbs/practice/bench.ipynb #214af053
+# %% ../nbs/practice/bench.ipynb #517f806a
 PROVIDERS = {
     'cross-entropy, class ids': Provider(lambda p: partial(F.cross_entropy, p.logits, p.labels), lambda p: 4*p.N*p.K, _per_class),
     'cross-entropy, probabilities': Provider(lambda p: partial(F.cross_entropy, p.logits, dense(p)[:p.N]), lambda p: (5*p.N + p.M)*p.K, _per_class),
@@ -130,12 +138,14 @@ PROVIDERS = {
     'published form': Provider(_plain(published_form), lambda p: _products(p) + (3*p.N + p.M)*p.K, _products),
     'matmul': Provider(_plain(matmul_form), lambda p: 3*p.N*p.M + (3*p.N + p.M)*p.K, _products),
     'matmul, compiled': Provider(_compiled, lambda p: 3*p.N*p.M + (3*p.N + p.M)*p.K, _products),
-    'matmul, tf32': Provider(_plain(matmul_form), lambda p: 3*p.N*p.M + (3*p.N + p.M)*p.K, _products, cuda=True, tf32=True),
+    'matmul, tf32': Provider(_plain(matmul_form), lambda p: 3*p.N*p.M + (3*p.N + p.M)*p.K, _products, cuda=True, context=tf32_products),
     'the two products alone': Provider(_bare, lambda p: 2*p.N*p.M + (3*p.N + p.M)*p.K, _products),
-    'the two products alone, tf32': Provider(_bare, lambda p: 2*p.N*p.M + (3*p.N + p.M)*p.K, _products, cuda=True, tf32=True)}
+    'the two products alone, tf32': Provider(_bare, lambda p: 2*p.N*p.M + (3*p.N + p.M)*p.K, _products, cuda=True, context=tf32_products)}
 
-# %% ../nbs/practice/bench.ipynb #6a1dff5a
-PATHS = {'': nullcontext} # ending of a name -> context in which our losses run: '' is their own choice of path
+# %% ../nbs/practice/bench.ipynb #7c3ecba8
+PATHS = {'': nullcontext} # ending of a name -> context; '' is the losses' own choice
+if util.find_spec('softnce.kernels'): PATHS[', without Triton'] = lambda: importlib.import_module('softnce.kernels').set_backend('torch')
+def _path(ending): return dict(context=PATHS[ending], cuda=bool(ending))
 
 def _ours(kind):
     def build(p):
@@ -147,27 +157,19 @@ def _ours(kind):
         return partial(soft_target_info_nce, p.logits, own, noise_samples=others, **noise)
     return build
 
-def _ours_linear(kind):
+def _ours_linear(kind, **how):
     def build(p):
         targets = p.labels if kind == 'hard' else candidates(p, per_sample=kind == 'lam per sample')[0]
-        return partial(linear_soft_target_info_nce, p.embeddings, p.weight, targets)
+        return partial(linear_soft_target_info_nce, p.embeddings, p.weight, targets, **how)
     return build
 
-def _within(path, build):
-    def inside(p):
-        fn = build(p)
-        def run():
-            with path(): return fn()
-        return run
-    return build if path is nullcontext else inside
-
-# %% ../nbs/practice/bench.ipynb #24160d82
-for _ending, _path in PATHS.items():
+# %% ../nbs/practice/bench.ipynb #a625b15d
+for _ending in PATHS:
     for _kind, _room, _work in (('hard', lambda p: 6*p.N*p.K, _per_class), ('one lam', lambda p: 6*p.N*(p.M+p.K), _pairs),
                                 ('lam per sample', lambda p: 6*p.N*(p.M+p.K), _pairs), ('dense', lambda p: 5*p.N*p.M + (4*p.N+2*p.M)*p.K, _products),
                                 ('closed form', lambda p: 8*p.N*p.K, _per_class)):
-        PROVIDERS[f'ours, {_kind}{_ending}'] = Provider(_within(_path, _ours(_kind)), _room, _work)
-    PROVIDERS[f'ours, dense, tf32{_ending}'] = replace(PROVIDERS[f'ours, dense{_ending}'], cuda=True, tf32=True)
+        PROVIDERS[f'ours, {_kind}{_ending}'] = Provider(_ours(_kind), _room, _work, **_path(_ending))
+PROVIDERS['ours, dense, tf32'] = replace(PROVIDERS['ours, dense'], cuda=True, context=tf32_products)
 
 # %% ../nbs/practice/bench.ipynb #98f8d4d7
 def _linear_torch(p):
@@ -185,10 +187,12 @@ PROVIDERS['linear, torch'] = Provider(_linear_torch, lambda p: 3*p.N*p.K + _tabl
 PROVIDERS['linear, cut-cross-entropy'] = Provider(_cut, _tables, lambda p: p.N*p.K*p.d, linear=True, module='cut_cross_entropy', cuda=True)
 PROVIDERS['linear, Liger'] = Provider(_liger, _tables, lambda p: p.N*p.K*p.d, linear=True, module='liger_kernel', cuda=True)
 
-# %% ../nbs/practice/bench.ipynb #cedb7c9d
-for _ending, _path in PATHS.items():
+# %% ../nbs/practice/bench.ipynb #16c8f377
+for _ending in PATHS:
     for _kind in ('hard', 'one lam', 'lam per sample'):
-        PROVIDERS[f'linear, ours, {_kind}{_ending}'] = Provider(_within(_path, _ours_linear(_kind)), lambda p: 5*p.N*p.M + _tables(p), lambda p: p.N*p.M + p.K*p.d, linear=True)
+        PROVIDERS[f'linear, ours, {_kind}{_ending}'] = Provider(_ours_linear(_kind), lambda p: 5*p.N*p.M + _tables(p), lambda p: p.N*p.M + p.K*p.d, linear=True, **_path(_ending))
+if 'sparse_grad' in inspect.signature(linear_soft_target_info_nce).parameters:
+    PROVIDERS['linear, ours, one lam, sparse gradient'] = Provider(_ours_linear('one lam', sparse_grad=True), lambda p: 5*p.N*(p.M + p.d) + p.K*p.d, lambda p: p.N*p.M, linear=True)
 
 # %% ../nbs/practice/bench.ipynb #ba352b85
 MODES = 'forward', 'backward', 'both'
@@ -233,7 +237,7 @@ def memory(call, device='cpu')->dict: # peak_mib, held_mib
         peak = max(np.cumsum([0, *sizes]))
     return dict(peak_mib=float(peak)/2**20, held_mib=_bytes(out)/2**20)
 
-# %% ../nbs/practice/bench.ipynb #58fcbe65
+# %% ../nbs/practice/bench.ipynb #9caefb2b
 def sample(call, device='cpu', seconds=.1, timer='events')->list: # times in ms
     "Times of a call, for about that many seconds; on CUDA by `events` or by `graph` replay."
     if timer not in ('events', 'graph'): raise ValueError(f"timer must be 'events' or 'graph', got {timer!r}")
@@ -241,11 +245,9 @@ def sample(call, device='cpu', seconds=.1, timer='events')->list: # times in ms
         from triton import testing
         run = testing.do_bench if timer == 'events' else testing.do_bench_cudagraph
         return run(call, rep=int(1000*seconds), return_mode='all')
-    from torch.utils.benchmark import Timer
-    start, _ = time.perf_counter(), call()
-    if (taken := time.perf_counter() - start) > 10*seconds: return [1000*taken]
-    blocks = Timer('call()', globals=dict(call=call), num_threads=torch.get_num_threads()).blocked_autorange(min_run_time=seconds)
-    return [1000*t for t in blocks.times]
+    taken = timeit.timeit(call, number=1)
+    times = timeit.repeat(call, number=1, repeat=min(1000, int(seconds/taken)))
+    return [1000*t for t in times or [taken]]
 
 # %% ../nbs/practice/bench.ipynb #f9163a98
 def _status(error):
@@ -262,9 +264,7 @@ def _recorded(row, device):
         gc.collect()
         if device == 'cuda': torch.cuda.empty_cache()
 
-# %% ../nbs/practice/bench.ipynb #8a5b43f6
-def _precision(tf32): torch.set_float32_matmul_precision('high' if tf32 else 'highest')
-
+# %% ../nbs/practice/bench.ipynb #b2bd81b0
 def measure(fns:dict,        # name -> function without arguments
             leaves:list,     # tensors whose gradients are asked for
             mode='both',     # 'forward' | 'backward' | 'both'
@@ -272,25 +272,23 @@ def measure(fns:dict,        # name -> function without arguments
             rounds=3,        # turns of each function
             seconds=.1,      # of sampling a turn
             timer='events',  # on CUDA: 'events' | 'graph'
-            tf32=(),         # names whose products are in tf32
+            contexts=None,   # name -> context in which it is called
            )->dict:          # name -> dict: status, and where it is 'ok' p20_ms, p50_ms, p80_ms, repeats, peak_mib, held_mib
     "Times and memory of functions that take turns; one that fails has a status and no numbers. Raises ValueError for another mode or timer."
     if mode not in MODES: raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     rows, times = {name: dict(status='ok') for name in fns}, {name: [] for name in fns}
     for turn in range(rounds+1):
         for name in (n for n in fns if rows[n]['status'] == 'ok'):
-            _precision(name in tf32)
-            with _recorded(rows[name], device), set_value_checks(False):
+            with _recorded(rows[name], device), set_value_checks(False), (contexts or {}).get(name, nullcontext)():
                 call = timed_call(fns[name], leaves, mode)
                 if turn: times[name] += sample(call, device, seconds, timer)
                 else: call(); rows[name] |= memory(call, device)
             call = None
-    _precision(False)
     for name in (n for n in fns if rows[n]['status'] == 'ok'):
         rows[name] |= dict(zip(('p20_ms', 'p50_ms', 'p80_ms'), np.quantile(times[name], (.2, .5, .8)).tolist()), repeats=len(times[name]))
     return {n: r if r['status'] == 'ok' else dict(status=r['status']) for n, r in rows.items()}
 
-# %% ../nbs/practice/bench.ipynb #449aafca
+# %% ../nbs/practice/bench.ipynb #945e454d
 KEY = ['provider', 'mode', 'N', 'M', 'K', 'd', 'dtype', 'device', 'card', 'timer']
 VERSIONS = ['torch', 'triton', 'softnce', 'threads']
 COLUMNS = [*KEY, 'p20_ms', 'p50_ms', 'p80_ms', 'peak_mib', 'held_mib', 'repeats', 'status', *VERSIONS, 'date']
@@ -308,7 +306,7 @@ def _version(name):
 def environment(device='cpu', timer='events')->dict: # device, card, timer, versions, threads
     "What a row says about where it was measured."
     folder = Path(softnce.__file__).parent
-    code = b''.join(p.read_bytes() for n in 'targets noise scores kernels losses distributed'.split() if (p := folder/f'{n}.py').exists())
+    code = b''.join(p.read_bytes() for n in 'targets noise scores kernels triton_kernels paths distributed losses'.split() if (p := folder/f'{n}.py').exists())
     return dict(device=device, card=_card(device), timer=timer if device == 'cuda' else 'clock', torch=torch.__version__, triton=_version('triton'),
                 softnce=f'{softnce.__version__}+{hashlib.sha256(code).hexdigest()[:8]}', threads=torch.get_num_threads())
 
@@ -357,7 +355,7 @@ def complete(path, problem, names, modes, env):
     keys = [_key(dict(_size(problem), provider=n, mode=m, **env)) for n in names for m in modes]
     return all(k in have and all(have[k][v] == str(env[v]) for v in VERSIONS) for k in keys)
 
-# %% ../nbs/practice/bench.ipynb #320885ad
+# %% ../nbs/practice/bench.ipynb #9dae3272
 def measure_size(problem:Problem, names:list, env:dict, last:dict, modes=MODES, budget=None, limit=5., **how)->list: # rows
     "Rows of all providers of one size; `last` (name -> work, seconds) is brought up to date. Further arguments as for `measure`."
     budget = _free_bytes()/2 if budget is None else budget
@@ -367,10 +365,10 @@ def measure_size(problem:Problem, names:list, env:dict, last:dict, modes=MODES, 
         if reason := skip_reason(PROVIDERS[name], problem, budget, last.get(name), limit): rows[name] = dict(status=reason); continue
         rows[name] = dict(status='ok')
         with _recorded(rows[name], problem.device): fns[name] = PROVIDERS[name].build(problem)
-    tf32, out = [n for n in fns if PROVIDERS[n].tf32], []
+    contexts, out = {n: PROVIDERS[n].context for n in fns}, []
     for mode in modes:
         alive = {n: f for n, f in fns.items() if rows[n]['status'] == 'ok'}
-        found = rows | measure(alive, problem.leaves if alive else [], mode, problem.device, timer=env['timer'].replace('clock', 'events'), tf32=tf32, **how)
+        found = rows | measure(alive, problem.leaves if alive else [], mode, problem.device, timer=env['timer'].replace('clock', 'events'), contexts=contexts, **how)
         for n, r in found.items():
             if 'p20_ms' in r: last[n] = PROVIDERS[n].work(problem), r['p20_ms']/1000
         out += [dict(common, provider=n, mode=mode, **found[n]) for n in names]
