@@ -29,7 +29,7 @@ from .targets import SparseTargets, mix, set_value_checks, smooth
 # %% ../nbs/practice/bench.ipynb #5237269e
 logging.getLogger('torch.utils.cpp_extension').setLevel(logging.ERROR)  # on a machine without CUDA it warns of that
 
-# %% ../nbs/practice/bench.ipynb #f750c3f2
+# %% ../nbs/practice/bench.ipynb #07830bdd
 @dataclass
 class Problem:
     "Inputs of one size, made when they are first used; `d = 0`: logits are the input, else embeddings and a weight."
@@ -41,10 +41,11 @@ class Problem:
     dtype:torch.dtype = torch.float32
     lam:float = .3            # of the mixed targets
     epsilon:float = .1        # their smoothing
-    def random(self, seed, *shape): return torch.randn(shape, generator=torch.Generator(self.device).manual_seed(seed), device=self.device, dtype=self.dtype)
+    def seeded(self, seed): return dict(generator=torch.Generator(self.device).manual_seed(seed), device=self.device)
+    def random(self, seed, *shape): return torch.randn(shape, dtype=self.dtype, **self.seeded(seed))
     def float(self, x): return x if self.dtype == torch.float64 else x.float()
     @cached_property
-    def ids(self): return self.float(self.random(0, self.M)).mul(1e4).long() % self.K
+    def ids(self): return torch.randint(self.K, (self.M,), **self.seeded(0))
     @cached_property
     def logits(self): return self.random(1, self.N, self.K).requires_grad_()
     @cached_property
