@@ -7,8 +7,8 @@ __all__ = ['PROVIDERS', 'PATHS', 'MODES', 'KEY', 'VERSIONS', 'COLUMNS', 'Problem
            'matmul_form', 'tf32_products', 'Provider', 'available', 'timed_call', 'memory', 'sample', 'measure',
            'environment', 'read_rows', 'add_rows', 'skip_reason', 'complete', 'measure_size', 'bench']
 
-# %% ../nbs/practice/bench.ipynb #af1af9c8
-import csv, gc, hashlib, importlib, inspect, json, logging, os, platform, re, tempfile, timeit
+# %% ../nbs/practice/bench.ipynb #d985b9f5
+import csv, gc, hashlib, json, logging, os, platform, re, tempfile, timeit
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import softnce
+from .kernels import set_backend
 from .losses import info_nce, linear_soft_target_info_nce, soft_target_info_nce
 from .noise import ClosedForm
 from .targets import SparseTargets, mix, set_value_checks, smooth
@@ -143,9 +144,8 @@ PROVIDERS = {
     'the two products alone': Provider(_bare, lambda p: 2*p.N*p.M + (3*p.N + p.M)*p.K, _products),
     'the two products alone, tf32': Provider(_bare, lambda p: 2*p.N*p.M + (3*p.N + p.M)*p.K, _products, cuda=True, context=tf32_products)}
 
-# %% ../nbs/practice/bench.ipynb #7c3ecba8
-PATHS = {'': nullcontext} # ending of a name -> context; '' is the losses' own choice
-if util.find_spec('softnce.kernels'): PATHS[', without Triton'] = lambda: importlib.import_module('softnce.kernels').set_backend('torch')
+# %% ../nbs/practice/bench.ipynb #648a32de
+PATHS = {'': nullcontext, ', without Triton': partial(set_backend, 'torch')} # ending of a name -> context; '' is the losses' own choice
 def _path(ending): return dict(context=PATHS[ending], cuda=bool(ending))
 
 def _ours(kind):
@@ -188,12 +188,11 @@ PROVIDERS['linear, torch'] = Provider(_linear_torch, lambda p: 3*p.N*p.K + _tabl
 PROVIDERS['linear, cut-cross-entropy'] = Provider(_cut, _tables, lambda p: p.N*p.K*p.d, linear=True, module='cut_cross_entropy', cuda=True)
 PROVIDERS['linear, Liger'] = Provider(_liger, _tables, lambda p: p.N*p.K*p.d, linear=True, module='liger_kernel', cuda=True)
 
-# %% ../nbs/practice/bench.ipynb #16c8f377
+# %% ../nbs/practice/bench.ipynb #750e65e5
 for _ending in PATHS:
     for _kind in ('hard', 'one lam', 'lam per sample'):
         PROVIDERS[f'linear, ours, {_kind}{_ending}'] = Provider(_ours_linear(_kind), lambda p: 5*p.N*p.M + _tables(p), lambda p: p.N*p.M + p.K*p.d, linear=True, **_path(_ending))
-if 'sparse_grad' in inspect.signature(linear_soft_target_info_nce).parameters:
-    PROVIDERS['linear, ours, one lam, sparse gradient'] = Provider(_ours_linear('one lam', sparse_grad=True), lambda p: 5*p.N*(p.M + p.d) + p.K*p.d, lambda p: p.N*p.M, linear=True)
+PROVIDERS['linear, ours, one lam, sparse gradient'] = Provider(_ours_linear('one lam', sparse_grad=True), lambda p: 5*p.N*(p.M + p.d) + p.K*p.d, lambda p: p.N*p.M, linear=True)
 
 # %% ../nbs/practice/bench.ipynb #ba352b85
 MODES = 'forward', 'backward', 'both'
