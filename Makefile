@@ -7,6 +7,8 @@ EXTRAS := train,graph,nbs,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # two processes at a time: more threads than cores cost ten times the time
 export OMP_NUM_THREADS ?= 1
+# where there is no card, Triton's kernels run in its interpreter
+export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidiactl),0,1)
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all ledgers bench docs lab export clean
 
