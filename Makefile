@@ -7,8 +7,10 @@ EXTRAS := train,graph,nbs,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # two processes at a time: more threads than cores cost ten times the time
 export OMP_NUM_THREADS ?= 1
+# where there is no card, Triton's kernels run in its interpreter
+export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidiactl),0,1)
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all ledgers docs lab export clean
+.PHONY: help run test test-all ledgers bench docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -49,6 +51,10 @@ ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about
 	softnce collect runs/digits --csv results/digits.csv
 	softnce run graphs && softnce collect runs/graphs --csv results/graphs.csv
 	softnce run imbalance && softnce collect runs/imbalance --csv results/imbalance.csv
+
+# the ledger remembers what is done, the folder of the run need not
+bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)
+	softnce run benchmark -p ledger=true --out "$$(mktemp -d)"
 
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py

@@ -250,8 +250,9 @@ def cell_features(t:Tissue, labels, origin, axis, samples): # name -> array, N r
             out[f'{name}_axis{k}_grs'], out[f'{name}_orientation_axis{k}_grs'], out[f'{name}_proj_axis{k}_grs'] = (a.astype(np.float32) for a in (v, orientation(v), first))
     return out, lrs
 
-# %% ../nbs/practice/tissue.ipynb #45d8b0b6
-def contact_planes(t:Tissue, origin, axis): # `(E0, 2, 3)`: centre and unit normal, away from the smaller id that is not background
+# %% ../nbs/practice/tissue.ipynb #3ebe508d
+def contact_planes(t:Tissue, origin, axis):
+    "Centre and unit normal of each contact, `(E0, 2, 3)`; the normal points away from the smaller id that is not background."
     points, E0 = (t.points*t.size - origin) @ axis.T, len(t.pairs)
     centre, (variances, axes) = group_mean(points, t.of, E0), principal_axes(points, t.of, E0)
     first = np.where(t.pairs[:, 0] < 0, t.pairs[:, 1], t.pairs[:, 0])
