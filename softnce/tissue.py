@@ -52,7 +52,7 @@ def region(points, # `(n, 3)` in the frame of the ovule
     out[np.linalg.norm(q/shape['dome'][2], axis=1) < shape['sac']] = 8
     return out
 
-# %% ../nbs/practice/tissue.ipynb #e87f067e
+# %% ../nbs/practice/tissue.ipynb #5e31fb79
 def _spread(points, n, rng): # n evenly spaced points of a cloud
     from scipy.spatial import cKDTree
     seeds = points[rng.choice(len(points), n, replace=False)]
@@ -67,8 +67,9 @@ def _seeds(shape, cells, rng): # seeds `(n, 3)` and their labels
     of = region(cloud, shape)
     cloud, of = cloud[of > 0], of[of > 0]
     points, labels = [], []
-    for label in np.unique(of):
+    for label in np.unique([*of, 8]):
         here = cloud[of == label]
+        if label == 8 and len(here) < 2: here = np.stack([shape['centre']]*2)
         n = 1 if label == 8 else max(3, round(cells*len(here)/len(cloud)))
         if len(here) <= n: continue
         points.append(here.mean(0, keepdims=True) if label == 8 else _spread(here, n, rng)); labels += [label]*n

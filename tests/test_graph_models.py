@@ -57,6 +57,15 @@ def test_five_specimens_a_stage_are_one_of_each_fold():
     for valid in VALID: assert sorted(p.parent.name for p in made if f'{p.parent.name}_{p.stem}' in valid) == sorted(STAGES)
 
 
+@pytest.mark.parametrize('stage', [0, 4, 8])
+def test_the_smallest_specimens_have_every_part_a_reader_needs(tmp_path, stage):
+    "Also where hardly a point of the cloud falls into the embryo sac."
+    for seed in range(4):
+        write_specimen(tmp_path/f'{seed}.h5', *make_specimen(stage, 20, np.random.default_rng([1, stage, seed])))
+        data = read_specimen(tmp_path/f'{seed}.h5')
+        assert (data.y == 7).sum() == 1 and data.num_nodes > 9 and (data.y == 6).any()
+
+
 def test_contacts_by_brute_force():
     rng = np.random.default_rng(0)
     volume = np.zeros((5, 6, 7), int); volume[1:4, 1:5, 1:6] = rng.integers(0, 4, (3, 4, 5))
