@@ -36,7 +36,7 @@ class Files:
 # %% ../nbs/practice/images.ipynb #f626fef4
 @dataclass
 class ImageSet:
-    "Images and their targets."
+    "A torch data set of images and their targets."
     images:object  # a tensor `(N, C, H, W)` of floats, an array `(N, H, W, C)` of bytes, or `Files`
     targets:Tensor # `(N,)` class ids or `(N, K)` probabilities
     rows:Tensor = None # which of them; None: all
