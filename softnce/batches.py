@@ -17,18 +17,24 @@ from .images import ImageSet, Splits
 from .losses import sample_labels
 from .targets import SparseTargets, mix, smooth
 
-# %% ../nbs/practice/batches.ipynb #e4cf0935
+# %% ../nbs/practice/batches.ipynb #a81c0e16
 def _mixed(*words): # one 63-bit seed from several numbers
     return int(np.random.SeedSequence([int(w) for w in words]).generate_state(1, np.uint64)[0] >> 1)
 
 @contextmanager
-def seeded(*words):
+def seeded(*words,          # whole numbers
+           device='cpu',    # of a GPU, its generator too
+          ):
     "Inside: Python's, NumPy's and torch's global generators start from these numbers; outside they are as before."
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = _mixed(*words)
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    seed, gpu = _mixed(*words), torch.device(device) if str(device) != 'cpu' else None
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu and torch.cuda.get_rng_state(gpu)
+    random.seed(seed); np.random.seed(seed % 2**32); torch.default_generator.manual_seed(seed)
+    if gpu:
+        with torch.cuda.device(gpu): torch.cuda.manual_seed(seed)
     try: yield
-    finally: random.setstate(before[0]); np.random.set_state(before[1]); torch.set_rng_state(before[2])
+    finally:
+        random.setstate(before[0]); np.random.set_state(before[1]); torch.set_rng_state(before[2])
+        if gpu: torch.cuda.set_rng_state(before[3], gpu)
 
 # %% ../nbs/practice/batches.ipynb #9765a6c3
 def transforms(size:int,           # pixels a side
@@ -113,7 +119,7 @@ class _Fetch(Dataset): # request -> (images, targets, epoch, batch, names of unr
             return torch.as_tensor(x), self.data.target(j)
         raise ValueError(f"a hundred images in a row cannot be read, from {bad[0]} on")
 
-# %% ../nbs/practice/batches.ipynb #525c511e
+# %% ../nbs/practice/batches.ipynb #9e777b9e
 class Batches:
     "Batches of an `ImageSet`; each is a function of (seed, epoch, number), whatever came before and however many workers read."
     def __init__(self, data, batch_size, train=False, transform=None, mean=None, std=None, erase=0., mixing=None, seed=0,
@@ -126,9 +132,8 @@ class Batches:
             from timm.data.random_erasing import RandomErasing
             self.eraser = RandomErasing(erase, mode='pixel', device=device)
         self.order = _Order(len(data), batch_size, train, seed, rank, world)
-        more = dict(multiprocessing_context='spawn' if str(device) != 'cpu' else 'fork', prefetch_factor=2) if num_workers else {}
         self.loader = DataLoader(_Fetch(data, transform, train, seed), batch_size=None, sampler=self.order, num_workers=num_workers,
-                                 pin_memory=str(device) != 'cpu', generator=torch.Generator(), **more)
+                                 pin_memory=str(device) != 'cpu', generator=torch.Generator())
     def __len__(self): return len(self.order)
     def seek(self, epoch, batch=0):
         "The next iteration starts at this batch of this epoch."
@@ -136,8 +141,8 @@ class Batches:
     def __iter__(self):
         for x, t, epoch, b, bad in self.loader:
             if bad: self._count(bad)
-            with seeded(self.seed, epoch, b, 1): yield_ = self.finish(x.to(self.device, non_blocking=True), t.to(self.device, non_blocking=True))
-            yield yield_
+            with seeded(self.seed, epoch, b, 1, device=self.device): batch = self.finish(x.to(self.device, non_blocking=True), t.to(self.device, non_blocking=True))
+            yield batch
         self.order.start = 0
 
 # %% ../nbs/practice/batches.ipynb #06c4c7b1

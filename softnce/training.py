@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'cosine_lr', 'scaled_lr', 'param_groups', 'classification_metrics', 'predict', 'read_out', 'evaluate',
-           'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit']
+           'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit', 'ranks', 'launch']
 
 # %% ../nbs/practice/training.ipynb #a35b77ee
 import math, os, random, signal, threading
@@ -213,13 +213,25 @@ def micro_losses(loss:nn.Module, # of logits and targets
         yield share*((p.stop-p.start)/len(targets))
     if kept is not None or isinstance(noise, Queue): noise.push(join([t for t in (targets, targets_of_others(targets)) if t is not None]))
 
-# %% ../nbs/practice/training.ipynb #eda5973f
+# %% ../nbs/practice/training.ipynb #8f9d9aaf
 def _accelerator(config):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.tracking import get_available_trackers
+    installed = [str(getattr(t, 'value', t)) for t in get_available_trackers()]
+    if unknown := [t for t in config.trackers if t not in installed]:
+        raise ValueError(f"trackers must be among those of Accelerate that are installed ({', '.join(installed) or 'none'}), got {', '.join(unknown)}")
     AcceleratorState._reset_state(True) # settings of an earlier fit in this process
     return Accelerator(cpu=config.device == 'cpu', mixed_precision={'fp32': 'no'}.get(config.precision, config.precision),
                        log_with=list(config.trackers) or None, project_dir=config.checkpoint_dir)
+
+@contextmanager
+def _own_forward(model): # Accelerate puts an autocasting `forward` on the module: take it away again
+    before = vars(model).get('forward')
+    try: yield
+    finally:
+        for name in ('forward', '_original_forward'): vars(model).pop(name, None)
+        if before is not None: model.forward = before
 
 @dataclass
 class _Job: # what a step works on, and where it stands
@@ -242,7 +254,7 @@ class _Job: # what a step works on, and where it stands
     @property
     def path(self): return self.config.checkpoint_dir and Path(self.config.checkpoint_dir)/'last.pt'
 
-# %% ../nbs/practice/training.ipynb #41e4efb9
+# %% ../nbs/practice/training.ipynb #172bf8cd
 def _start(model, loss, loader, config, generators):
     acc = _accelerator(config)
     form = dict(memory_format=torch.channels_last) if config.channels_last else {}
@@ -251,6 +263,7 @@ def _start(model, loss, loader, config, generators):
     if config.ema is not None:
         from timm.utils import ModelEmaV3
         ema = ModelEmaV3(model, decay=config.ema)
+    if acc.process_index: torch.manual_seed(config.seed+acc.process_index) # dropout differs between ranks
     net, optimizer = acc.prepare(torch.compile(model) if config.compile else model, optimizer)
     local = ('checkpoint_dir', 'checkpoint_steps', 'device', 'trackers', 'progress')
     settings = {k: v for k, v in asdict(config).items() if k not in local} | dict(batches=len(loader), ranks=acc.num_processes)
@@ -351,7 +364,7 @@ def _train_epoch(job, loader, came): # the rest of the present epoch
         if stop: raise StopRequested(f"{stop[0]} came: stopped after step {job.epoch*n+job.batch}; checkpoint: {job.saved}")
     return [sum(v) for v in zip(*_per_rank(job, job.sums))]
 
-# %% ../nbs/practice/training.ipynb #5b26c8bb
+# %% ../nbs/practice/training.ipynb #6b9221ac
 def fit(model:nn.Module,    # inputs to logits
         loss:nn.Module,     # of logits and targets, such as `SoftTargetInfoNCE`
         train_loader,       # batches of inputs and targets, with a length
@@ -365,9 +378,9 @@ def fit(model:nn.Module,    # inputs to logits
 
     The global generators are seeded inside and put back after. FloatingPointError if the loss stops being finite; ValueError if the
     checkpoint was made with other settings; StopRequested after SIGTERM or SIGUSR1, with the checkpoint written."""
-    job = _start(model, loss, train_loader, config, generators)
-    if config.trackers: job.acc.init_trackers('softnce', config=job.settings)
-    with _own_randomness(config.seed+job.acc.process_index), _signals() as came:
+    with _own_forward(model), _own_randomness(config.seed), _signals() as came:
+        job = _start(model, loss, train_loader, config, generators)
+        if config.trackers: job.acc.init_trackers('softnce', config=job.settings)
         _restore(job)
         while job.epoch < config.epochs:
             total, rows = _train_epoch(job, train_loader, came)
@@ -378,8 +391,31 @@ def fit(model:nn.Module,    # inputs to logits
             job.history, job.batch, job.sums = job.history+[row], 0, [0., 0]
             _save(job)
     if config.trackers: job.acc.end_training()
-    job.acc.unwrap_model(job.net, keep_fp32_wrapper=False)
     if job.ema: model.load_state_dict(job.ema.module.state_dict())
     return job.history[-1]
 
 def _rate_of(job): return max(g['lr']/g.get('lr_scale', 1.) for g in job.optimizer.param_groups)
+
+# %% ../nbs/practice/training.ipynb #295af95b
+def ranks(device='auto')->tuple: # rank, number of ranks, device
+    "This process among those of `launch` or torchrun, and the device it trains on."
+    rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
+    return rank, world, f'cuda:{local}' if device != 'cpu' and torch.cuda.is_available() else 'cpu'
+
+def _worker(function, args, kwargs): # in a process of its own
+    try: return 'done', function(*args, **kwargs)
+    except StopRequested as e: return 'stopped', str(e)
+
+def launch(function, *args, processes=1, **kwargs): # what the first rank's call returns
+    "Call a function of an importable module, once or in so many processes of this machine (one a GPU). An error in any of them is an error here."
+    if processes == 1: return function(*args, **kwargs)
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    setup = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, start_method='spawn', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    try: results = elastic_launch(setup, _worker)(function, args, kwargs)
+    except SignalException as e: raise StopRequested(f"{e.sigval.name} came: all ranks were told to stop") from None
+    finally:
+        for s, handler in before.items(): signal.signal(s, handler)
+    if stopped := [text for word, text in results.values() if word == 'stopped']: raise StopRequested(stopped[0])
+    return results[0][1]
