@@ -20,7 +20,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-run: $(VENV)/.ready    ## the paper's first result and the five losses on real images, about 4 minutes
+run: $(VENV)/.ready    ## the paper's first result, an image training, and the five losses on real images, about 5 minutes
 	softnce run gmm
 	softnce run images
 	softnce run digits

@@ -105,9 +105,9 @@ def digits(seed:int=0,      # of the split
     first, middle = _carve(rest, valid/(1-test), seed)
     return Splits(first, middle, last, [str(k) for k in range(10)], (0.,), (1.,), 8, f'{test:.0%} of the images, drawn')
 
-# %% ../nbs/practice/images.ipynb #da7b0f4a
+# %% ../nbs/practice/images.ipynb #06df3de4
 def _missing(what, where, size, source):
-    return FileNotFoundError(f"{what} is not at {where}: root must name it ({size}; {source})")
+    return FileNotFoundError(f"{what} is not at {where and Path(where).absolute()}: root must name it ({size}; {source})")
 
 class _Arrays(pickle.Unpickler): # numpy arrays and plain values, nothing else
     def find_class(self, module, name):

@@ -7,15 +7,16 @@ __all__ = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_target_info_nce
            'linear_soft_target_info_nce', 'NLL', 'SoftTargetCrossEntropy', 'InfoNCE', 'SoftDistributionInfoNCE',
            'SoftTargetInfoNCE']
 
-# %% ../nbs/theory/losses.ipynb #db676515
+# %% ../nbs/theory/losses.ipynb #da4ae7ff
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .distributed import targets_of_others
+from .distributed import targets_of_ranks
 from .noise import ClosedForm, Fresh, InBatch, Queue, join
-from .scores import (as_labels, candidate_scores, check_any_targets, check_ids, check_epsilon, check_logits, check_temperature,
+from .paths import as_sparse, closed_form, cross_entropy_rows, fast, fast_linear_rows, fast_rows
+from .scores import (as_labels, candidate_scores, check_any_targets, check_device, check_ids, check_epsilon, check_logits, check_temperature,
     contrast_rows, full_precision, hard_rows, independent_noise_probs, noise_of, noise_scores, own_scores, smoothed, unsmooth)
 from .targets import SparseTargets, check_simplex, per_row
 
@@ -24,43 +25,48 @@ def reduce(losses, reduction):
     if reduction not in ('none', 'mean', 'sum'): raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     return losses if reduction == 'none' else getattr(losses, reduction)()
 
-# %% ../nbs/theory/losses.ipynb #7b2d6cff
+# %% ../nbs/theory/losses.ipynb #6679bf59
 def nll(logits:Tensor,        # `(N, K)`
         labels:Tensor,        # `(N,)` class ids
         *, temperature=1.,    # tau > 0
         reduction='mean',     # 'none' | 'mean' | 'sum'
        )->Tensor:             # a scalar, or `(N,)` for 'none'
     "Negative log-likelihood of class ids, Eq. (1). Raises ValueError naming the argument."
-    check_logits(logits); check_temperature(temperature)
+    check_logits(logits); check_temperature(temperature); check_device(labels, logits, 'labels')
     labels = check_ids(labels, *logits.shape)
     return reduce(F.cross_entropy(full_precision(logits)/temperature, labels, reduction='none'), reduction)
 
-# %% ../nbs/theory/losses.ipynb #0099c4f5
+# %% ../nbs/theory/losses.ipynb #0d9f5479
 def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
                               targets,           # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                               *, temperature=1., # tau > 0
                               reduction='mean',  # 'none' | 'mean' | 'sum'
                              )->Tensor:          # a scalar, or `(N,)` for 'none'
     "Cross-entropy with soft targets, Eq. (3). Raises ValueError naming the argument."
-    check_logits(logits); check_temperature(temperature)
+    check_logits(logits); check_temperature(temperature); check_device(targets, logits)
     scores = full_precision(logits)/temperature
     targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
-    log_q = scores.log_softmax(1)
-    return reduce(-own_scores(log_q, targets), reduction)
+    sparse = as_sparse(targets, *scores.shape[1:], scores)
+    if sparse is not None and fast(scores, scores.shape[1], targets): rows = cross_entropy_rows(scores, sparse)
+    else: rows = -own_scores(scores.log_softmax(1), targets)
+    return reduce(rows, reduction)
 
-# %% ../nbs/theory/losses.ipynb #064b6615
+# %% ../nbs/theory/losses.ipynb #580f8659
 def noise_source(noise_samples, eta, targets):
     "The source, whether the batch is among its candidates, and a list of further noise targets."
     if noise_samples is None: noise_samples = InBatch()
     if isinstance(noise_samples, ClosedForm): return noise_samples, False, []
     source = noise_samples if hasattr(noise_samples, 'draw') else InBatch()
-    extra = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else noise_samples
-    if extra is not None: extra = check_any_targets(extra.to(eta.device) if hasattr(extra, 'to') else extra, None, len(eta), 'noise_samples', like=eta.dtype)
-    others = targets_of_others(targets) if source.in_batch and not getattr(source, 'local', False) and torch.is_grad_enabled() else None
-    if torch.is_grad_enabled(): source.push(targets if others is None else join([targets, others]))  # evaluation leaves no trace
-    return source, source.in_batch, [e for e in (others, extra) if e is not None]
+    drawn = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else [noise_samples]
+    extras = [check_any_targets(e.to(eta.device) if hasattr(e, 'to') else e, None, len(eta), 'noise_samples', like=eta.dtype)
+              for e in (drawn if isinstance(drawn, list) else [drawn]) if e is not None]
+    training = torch.is_grad_enabled()  # evaluation leaves no trace, and waits for no other rank
+    ranks = targets_of_ranks(targets) if training and source.in_batch and not getattr(source, 'local', False) else [targets]
+    if training: source.push(targets if len(ranks) == 1 else join(ranks))
+    others = [r for r in ranks if r is not targets]
+    return source, source.in_batch, ([join(others)] if others else []) + extras
 
-# %% ../nbs/theory/losses.ipynb #3cd4da9a
+# %% ../nbs/theory/losses.ipynb #934a22a8
 def info_nce(logits:Tensor,           # `(N, K)`
              labels:Tensor,           # `(N,)` class ids
              *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -69,38 +75,42 @@ def info_nce(logits:Tensor,           # `(N, K)`
              reduction='mean',        # 'none' | 'mean' | 'sum'
             )->Tensor:                # a scalar, or `(N,)` for 'none'
     "InfoNCE for classification, Eq. (5), in O(NK) from label counts. Raises ValueError naming the argument."
-    check_logits(logits)
+    check_logits(logits); check_device(labels, logits, 'labels')
     labels = check_ids(labels, *logits.shape)
     return soft_target_info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples, reduction=reduction)
 
-# %% ../nbs/theory/losses.ipynb #339525df
+# %% ../nbs/theory/losses.ipynb #05e1bfe1
 def closed_form_rows(scores, targets, source, eta):
     "Losses `(N,)` with infinitely many noise targets: the denominator is their expectation."
+    sparse = as_sparse(targets, scores.shape[1], scores)
+    if sparse is not None and source.exponents() and fast(scores, scores.shape[1], targets, eta): return closed_form(scores, sparse, source, eta)
     losses = source.epsilon*(scores.mean(1) - own_scores(scores, targets))
     for t in source.exponents():  # log_softmax's gradient rounds less than logsumexp's
         losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
     return losses
 
-# %% ../nbs/theory/losses.ipynb #d2666b6b
+# %% ../nbs/theory/losses.ipynb #78b58c70
 def soft_target_info_nce(logits:Tensor,           # `(N, K)`
                          targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
                          temperature=1.,          # tau > 0
                          noise_samples=None,      # None: in-batch; `(M, K)` or SparseTargets of extra noise targets; or a source
                          reduction='mean',        # 'none' | 'mean' | 'sum'
-                         chunk_size:int=None,     # rows at a time, recomputed in the backward pass; None: all
+                         chunk_size:int=None,     # rows at a time; None: as many as are cheap
                         )->Tensor:                # a scalar, or `(N,)` for 'none'
     "Soft target InfoNCE, Eq. (11), as one matrix product. Raises ValueError naming the argument."
     scores, eta = noise_scores(logits, noise_probs, temperature)
+    check_device(targets, logits)
     targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
     if chunk_size is not None and chunk_size < 1: raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
     source, in_batch, extras = noise_source(noise_samples, eta, targets)
     return reduce(soft_rows(scores, targets, eta, source, in_batch, extras, chunk_size), reduction)
 
-# %% ../nbs/theory/losses.ipynb #62806e71
+# %% ../nbs/theory/losses.ipynb #029fc4aa
 def soft_rows(scores, targets, eta, source, in_batch, extras, chunk_size=None):
-    "Losses `(N,)` by the cheapest exact route: closed form, label counts, or the matrix U (in chunks of rows)."
+    "Losses `(N,)` by the cheapest exact route: closed form, a fast path, label counts, or the matrix U (in chunks of rows)."
     if isinstance(source, ClosedForm): return closed_form_rows(scores, targets, source, eta)
+    if (losses := fast_rows(scores, targets, extras, in_batch, chunk_size)) is not None: return losses
     labels, noise = as_labels(targets), [as_labels(e) for e in extras]
     if labels is not None and all(n is not None for n in noise):
         candidates = torch.cat([labels]*in_batch + noise)
@@ -122,7 +132,7 @@ def sample_labels(targets,                         # `(N, K)` probabilities, Spa
     background = torch.randint(targets.num_classes, (n,), generator=generator, device=device)
     return torch.where(torch.rand(n, generator=generator, device=device) < targets.epsilon, background, label)
 
-# %% ../nbs/theory/losses.ipynb #45c4557e
+# %% ../nbs/theory/losses.ipynb #c1fcea44
 def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
                                targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -132,8 +142,9 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
                                generator:torch.Generator=None, # of the sampled labels
                               )->Tensor:                # a scalar, or `(N,)` for 'none'
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
-    check_logits(logits)
+    check_logits(logits); check_device(targets, logits)
     like = full_precision(logits).dtype
+    if hasattr(noise_samples, 'check_sampled'): noise_samples.check_sampled(targets)  # a micro-batch's
     labels = sample_labels(check_any_targets(targets, *logits.shape, like=like), generator)
     if isinstance(noise_samples, (Tensor, SparseTargets)):
         noise_samples = sample_labels(check_any_targets(noise_samples, None, logits.shape[1], 'noise_samples', like=like), generator)
@@ -154,7 +165,7 @@ def one_background(*groups):
     eps = [g.epsilon if isinstance(g, SparseTargets) else None for g in groups]
     return all(isinstance(e, (int, float)) and e == eps[0] for e in eps)
 
-# %% ../nbs/theory/losses.ipynb #7589b443
+# %% ../nbs/theory/losses.ipynb #8fb1d8a7
 def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 weight:Tensor,           # `(K, d)` label embeddings
                                 targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
@@ -163,21 +174,26 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 temperature=1.,          # tau > 0
                                 noise_samples=None,      # as for `soft_target_info_nce`
                                 reduction='mean',        # 'none' | 'mean' | 'sum'
+                                sparse_grad=False,       # the gradient of `weight` as a sparse tensor, as `nn.Embedding(sparse=True)` has it
                                )->Tensor:                # a scalar, or `(N,)` for 'none'
-    "Soft target InfoNCE, Eq. (11), of a linear head, without its logits (`ClosedForm` needs them). Raises ValueError naming the argument."
+    """Soft target InfoNCE, Eq. (11), of a linear head, without its logits (`ClosedForm` needs them). Raises ValueError naming the argument.
+
+    With `sparse_grad` (sparse targets on a fast path only) the cost does not depend on the number of classes."""
     z, W, b = linear_inputs(embeddings, weight, bias)
-    check_temperature(temperature)
+    check_temperature(temperature); check_device(targets, embeddings)
     eta = noise_of(noise_probs, len(W), z)
     targets = check_any_targets(targets, len(z), len(W), like=z.dtype)
     source, in_batch, extras = noise_source(noise_samples, eta, targets)
     with torch.autocast(z.device.type, enabled=False):
-        if isinstance(source, ClosedForm): losses = closed_form_rows((z @ W.T + b)/temperature - eta.log(), targets, source, eta)
-        else: losses = linear_rows(z/temperature, W, (b/temperature - eta.log())[:, None], targets, extras, in_batch)
+        if isinstance(source, ClosedForm): losses = closed_form_rows(F.linear(z, W, b)/temperature - eta.log(), targets, source, eta)
+        else: losses = linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad)
     return reduce(losses, reduction)
 
-# %% ../nbs/theory/losses.ipynb #76cd3b99
-def linear_rows(z, W, offset, targets, extras, in_batch):
-    background = not one_background(targets, *extras)
+# %% ../nbs/theory/losses.ipynb #b07eea70
+def linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad):
+    losses = fast_linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad)
+    if losses is not None: return losses
+    z, offset, background = z/temperature, ((0. if b is None else b/temperature) - eta.log())[:, None], not one_background(targets, *extras)
     mixed = lambda t: (mixed_rows(W, t, background), mixed_rows(offset, t, background)[:, 0])
     def cross(t): rows, shift = mixed(t); return z @ rows.T + shift
     def own(t): rows, shift = mixed(t); return (z*rows).sum(1) + shift
@@ -190,7 +206,7 @@ def linear_inputs(embeddings, weight, bias):
         raise ValueError(f"weight must have shape (K, {embeddings.shape[1]}) like the embeddings, got {tuple(getattr(weight, 'shape', ()))}")
     if bias is not None and bias.shape != weight.shape[:1]: raise ValueError(f"bias must have shape ({len(weight)},), got {tuple(bias.shape)}")
     dtype = torch.promote_types(full_precision(embeddings).dtype, full_precision(weight).dtype)
-    return embeddings.to(dtype), weight.to(dtype), torch.zeros(len(weight), dtype=dtype, device=weight.device) if bias is None else bias.to(dtype)
+    return embeddings.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 # %% ../nbs/theory/losses.ipynb #ee5f8242
 class NLL(nn.Module):
@@ -213,7 +229,7 @@ class SoftTargetCrossEntropy(NLL):
     "Module of `soft_target_cross_entropy`, Eq. (3)."
     loss = staticmethod(soft_target_cross_entropy)
 
-# %% ../nbs/theory/losses.ipynb #a359639a
+# %% ../nbs/theory/losses.ipynb #0d586af0
 class InfoNCE(NLL):
     "Module of `info_nce`, Eq. (5)."
     loss = staticmethod(info_nce)
@@ -224,9 +240,9 @@ class InfoNCE(NLL):
         if isinstance(noise_samples, Tensor): self.register_buffer('noise_samples', noise_samples)
         else: self.noise_samples = noise_samples
         self.kwargs = kwargs
-    def forward(self, logits, targets):
+    def forward(self, logits, targets, noise_samples=None): # noise_samples: of this call, in place of the constructor's
         return self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
-                         noise_samples=self.noise_samples, reduction=self.reduction, **self.kwargs)
+                         noise_samples=self.noise_samples if noise_samples is None else noise_samples, reduction=self.reduction, **self.kwargs)
     def probs(self, logits:Tensor, epsilon=0.)->Tensor:
         "Estimate of `p(k|x)`: labels drawn from targets smoothed by epsilon, `noise_probs` the marginal of the true labels."
         check_epsilon(epsilon)

@@ -9,6 +9,7 @@ __all__ = ['uniform_noise', 'empirical_noise', 'ContinuousCategorical', 'InBatch
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, Distribution, constraints
 
@@ -157,6 +158,9 @@ def to_state(targets):
 
 def from_state(state): return SparseTargets(**state) if isinstance(state, dict) else state
 
+# %% ../nbs/theory/noise.ipynb #f3b1d7a0
+def world_size(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
 # %% ../nbs/theory/noise.ipynb #3bd662e4
 class Fresh:
     "Noise targets are `size` new draws from the noise distribution at each call; the other rows of the batch are not used."
@@ -164,14 +168,16 @@ class Fresh:
     def __init__(self, size:int,     # noise targets a call
                  lam:float=1.,       # weight of the first of two independent labels; 1: a single label
                  epsilon:float=0.,   # smoothing of the noise targets
-                 generator:torch.Generator=None): # on the device of the noise distribution
+                 generator:torch.Generator=None, # on the device of the noise distribution
+                 local:bool=False):  # with a process group: a draw of this rank's own
         if size < 1: raise ValueError(f"size must be at least 1, got {size}")
         check_fraction(lam, 'lam'); check_fraction(epsilon, 'epsilon')
-        self.size, self.lam, self.epsilon, self.generator = size, lam, epsilon, generator
+        self.size, self.lam, self.epsilon, self.generator, self.local = size, lam, epsilon, generator, local
     def draw(self, noise_probs):
-        "`size` SparseTargets."
+        "`size` SparseTargets; where gradients are recorded, the same on all ranks."
         weights = noise_probs.new_tensor([self.lam, 1-self.lam] if self.lam < 1 else [1.])
         ids = torch.multinomial(noise_probs, self.size*len(weights), replacement=True, generator=self.generator)
+        if not self.local and torch.is_grad_enabled() and world_size() > 1: dist.broadcast(ids, 0)
         return SparseTargets(ids.reshape(self.size, -1), weights.expand(self.size, -1), self.epsilon, len(noise_probs), validate=False)
     def push(self, targets): pass
     def __repr__(self): return f"Fresh({self.size}, lam={self.lam}, epsilon={self.epsilon})"

@@ -25,12 +25,15 @@ def full_precision(x):
     "fp16 and bf16 are computed in fp32; float64 stays float64."
     return x if x.dtype == torch.float64 else x.float()
 
-# %% ../nbs/theory/scores.ipynb #7a0d5a70
+# %% ../nbs/theory/scores.ipynb #6366cf5f
 def check_ids(labels, num_rows, num_classes, name='labels'):
     "Class ids `(num_rows,)`, as int64."
     check_labels(labels, num_classes, name)
     if num_rows is not None and len(labels) != num_rows: raise ValueError(f"{name} must have {num_rows} rows like the logits, got {len(labels)}")
     return labels.long()
+
+def check_device(targets, logits, name='targets'):
+    if hasattr(targets, 'device') and targets.device != logits.device: raise ValueError(f"{name} must be on {logits.device} like the logits, got {targets.device}")
 
 def check_any_targets(targets, num_rows, num_classes, name='targets', like=torch.float32):
     "Class ids `(N,)`, dense `(N, K)` or SparseTargets: checked against the logits; weights in their precision (`like`)."
@@ -42,20 +45,21 @@ def check_any_targets(targets, num_rows, num_classes, name='targets', like=torch
     if targets.shape[1] != num_classes: raise ValueError(f"{name} must have {num_classes} classes like the logits, got {targets.shape[1]}")
     return targets.to(like)
 
-# %% ../nbs/theory/scores.ipynb #c4b48098
+# %% ../nbs/theory/scores.ipynb #a8148cac
 def noise_of(noise_probs, num_classes, like):
     "The noise distribution in the precision and on the device of `like`; None is uniform."
-    if noise_probs is None: return torch.full((num_classes,), 1/num_classes, dtype=like.dtype, device=like.device)
+    if noise_probs is None: return torch.full((1,), 1/num_classes, dtype=like.dtype, device=like.device).expand(num_classes)
     check_simplex(noise_probs, 'noise_probs', ndim=1, positive=True)
     if len(noise_probs) != num_classes: raise ValueError(f"noise_probs must have shape ({num_classes},) like the logits' classes, got {tuple(noise_probs.shape)}")
     return noise_probs.to(like)
 
 def noise_scores(logits, noise_probs, temperature):
-    "s = l/tau - log eta `(N, K)`, and eta `(K,)`."
+    "s = l/tau - log eta `(N, K)`, and eta `(K,)`; for uniform eta without the constant, which every softmax over candidates cancels."
     check_logits(logits); check_temperature(temperature)
     logits = full_precision(logits)
     eta = noise_of(noise_probs, logits.shape[1], logits)
-    return logits/temperature - eta.log(), eta
+    scores = logits/temperature if isinstance(temperature, Tensor) or temperature != 1 else logits
+    return (scores if noise_probs is None else scores - eta.log()), eta
 
 # %% ../nbs/theory/scores.ipynb #6c7b663f
 def own_scores(scores, targets):

@@ -120,13 +120,21 @@ def _dense(self:SparseTargets)->Tensor: # `(M, K)`
     return (1-eps)*hot + eps/self.num_classes
 SparseTargets.dense = _dense
 
-# %% ../nbs/theory/targets.ipynb #d899d44c
+# %% ../nbs/theory/targets.ipynb #a7f08bc9
 def _to(self:SparseTargets, *args, **kwargs)->SparseTargets:
     "Move to a device; a dtype changes the weights only."
-    weights = self.weights.to(*args, **kwargs)
+    one = len(self) and self.weights.stride(0) == 0  # one row, shown many times: keep it so
+    weights = self.weights[:1].to(*args, **kwargs).expand(len(self), -1) if one else self.weights.to(*args, **kwargs)
     eps = self.epsilon.to(weights) if isinstance(self.epsilon, Tensor) else self.epsilon
     return SparseTargets(self.indices.to(weights.device), weights, eps, self.num_classes, validate=False)
 SparseTargets.to = _to
+
+def _one_weight(self:SparseTargets)->bool:
+    "Whether all rows are known to have the same weights: from one number, by their stride, or on the CPU by looking."
+    w = self.weights
+    if w.shape[1] == 1 or len(w) < 2 or w.stride(0) == 0: return True
+    return not w.is_cuda and not torch.compiler.is_compiling() and bool((w == w[:1]).all())
+SparseTargets.one_weight = _one_weight
 
 def _getitem(self:SparseTargets, rows)->SparseTargets:
     "Some rows: a slice, a mask or indices."
@@ -164,7 +172,7 @@ def smooth(targets,                 # `(N, K)` rows of the simplex, or `SparseTa
     if len(background) != targets.shape[1]: raise ValueError(f"background must have shape ({targets.shape[1]},) like the targets' classes, got {tuple(background.shape)}")
     return (1-epsilon)*targets + epsilon*background.to(targets)
 
-# %% ../nbs/theory/targets.ipynb #30f6f1a7
+# %% ../nbs/theory/targets.ipynb #6d69231f
 def mix(targets,                 # `(N, K)` rows of the simplex, or `SparseTargets`
         lam,                     # weight of the row itself in [0, 1]: a number or `(N,)`
         permutation:Tensor=None, # `(N,)` partner of each row; None: the reversed batch
@@ -181,5 +189,7 @@ def mix(targets,                 # `(N, K)` rows of the simplex, or `SparseTarge
     lam = torch.as_tensor(lam, device=device, dtype=targets.dtype).reshape(-1, 1)
     if not sparse: return lam*targets + (1-lam)*targets[permutation]
     if per_row(targets.epsilon) is not targets.epsilon: raise ValueError("targets must have one epsilon to be mixed, got one per row: use .dense()")
+    one = targets.one_weight() and len(lam) == 1
+    mine, other = (targets.weights[:1],)*2 if one else (targets.weights, targets.weights[permutation])
     return SparseTargets(torch.cat([targets.indices, targets.indices[permutation]], 1),
-                         torch.cat([lam*targets.weights, (1-lam)*targets.weights[permutation]], 1), targets.epsilon, targets.num_classes, validate=False)
+                         torch.cat([lam*mine, (1-lam)*other], 1).expand(n, -1), targets.epsilon, targets.num_classes, validate=False)

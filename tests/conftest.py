@@ -1,7 +1,13 @@
 """Seeding, the hypothesis profile and the markers of the whole suite."""
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from pool import Pool
+
+if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
 
 settings.register_profile('softnce', derandomize=True, database=None, deadline=None, max_examples=20,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -19,3 +25,11 @@ def seeded():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope='session')
+def pool():
+    "Four processes for the tests of many devices, started by the first that asks."
+    workers = Pool(4)
+    yield workers
+    workers.close()

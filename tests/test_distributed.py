@@ -1,133 +1,345 @@
-"Candidates of all ranks: gloo processes against the global batch in one process, value and gradient, float64."
-import functools
+"Many ranks and micro-batches: gloo processes against the global batch in one process, value and gradient, float64."
+import contextlib
 import os
-import socket
+import time
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
 
-from softnce.distributed import targets_of_others
-from softnce.losses import (info_nce, linear_soft_target_info_nce, soft_distribution_info_nce, soft_target_info_nce)
-from softnce.noise import InBatch, Queue
-from softnce.targets import SparseTargets, mix, one_hot, smooth
+from softnce.distributed import micro_batch_noise, rank_weight, targets_of_ranks
+from softnce.losses import (InfoNCE, SoftDistributionInfoNCE, SoftTargetInfoNCE, info_nce, linear_soft_target_info_nce, nll, sample_labels,
+                            soft_distribution_info_nce, soft_target_cross_entropy, soft_target_info_nce)
+from softnce.noise import ClosedForm, Fresh, InBatch, Queue
+from softnce.targets import SparseTargets, mix, smooth
 
-K, D, N = 5, 3, 6
-PARTS = {'2 ranks': (3, 3), '2 uneven ranks': (4, 2), '3 uneven ranks': (2, 3, 1)}
-
-
-def batch(seed):
-    "Inputs, ids, soft and sparse targets of one global batch, and extra noise."
-    g = torch.Generator().manual_seed(seed)
-    x, ids = torch.randn(N, D, generator=g, dtype=torch.float64), torch.randint(K, (N,), generator=g)
-    lam = torch.rand(N, generator=g, dtype=torch.float64)
-    partner = torch.randperm(N, generator=g)
-    hard = SparseTargets(ids[:, None], torch.ones(N, 1, dtype=torch.float64), num_classes=K)
-    sparse = smooth(mix(hard, lam, partner), .1)
-    varied = SparseTargets(sparse.indices, sparse.weights, torch.rand(N, generator=g, dtype=torch.float64), K)
-    extra = torch.softmax(torch.randn(2, K, generator=g, dtype=torch.float64), 1)
-    return dict(x=x, ids=ids, dense=sparse.dense(), sparse=sparse, varied=varied, one_hot=one_hot(ids, K).double(), extra=extra)
-
-
+K, D, N = 5, 3, 12
+PARTS = {'2 ranks': (6, 6), '2 uneven ranks': (7, 5), '4 ranks': (3, 3, 3, 3), '4 uneven ranks': (5, 1, 2, 4)}
+KINDS = 'ids', 'dense', 'sparse', 'varied'
+PAIRS = ([(info_nce, 'ids'), (nll, 'ids')] + [(soft_distribution_info_nce, k) for k in KINDS[1:]]
+         + [(loss, k) for loss in (soft_target_info_nce, linear_soft_target_info_nce, soft_target_cross_entropy) for k in KINDS])
+WITHOUT_NOISE = nll, soft_target_cross_entropy
 ETA = torch.tensor([.3, .1, .2, .25, .15], dtype=torch.float64)
 
 
-def through_logits(loss, targets, **kwargs):
-    return lambda w, b, rows: loss(b['x'][rows] @ w, b[targets][rows], noise_probs=ETA, temperature=.7, reduction='sum', **kwargs)
+def generator(*seed): return torch.Generator().manual_seed(sum(100**i*s for i, s in enumerate(seed)))
 
 
-def linear(w, b, rows):
-    return linear_soft_target_info_nce(b['x'][rows], w.T, b['sparse'][rows], noise_probs=ETA, temperature=.7, reduction='sum')
+def batch(step):
+    "Inputs and targets of one global batch: class ids, SparseTargets with one and with many epsilons, dense."
+    g = generator(step)
+    x, ids = torch.randn(N, D, generator=g, dtype=torch.float64), torch.randint(K, (N,), generator=g)
+    lam, partner = torch.rand(N, generator=g, dtype=torch.float64), torch.randperm(N, generator=g)
+    hard = SparseTargets(ids[:, None], torch.ones(N, 1, dtype=torch.float64), num_classes=K)
+    sparse = smooth(mix(hard, lam, partner), .1)
+    varied = SparseTargets(sparse.indices, sparse.weights, torch.rand(N, generator=g, dtype=torch.float64), K)
+    return dict(x=x, ids=ids, hard=hard, sparse=sparse, varied=varied, dense=varied.dense())
 
 
-def with_extra(w, b, rows):
-    return soft_target_info_nce(b['x'][rows] @ w, b['sparse'][rows], noise_samples=b['extra'], reduction='sum')
-
-
-def with_queue(w, b, rows):
-    "The second call sees the first batch of all ranks."
-    source, before = Queue(N), batch(99)
-    soft_target_info_nce(before['x'][rows] @ w, before['dense'][rows], noise_samples=source)
-    return soft_target_info_nce(b['x'][rows] @ w, b['dense'][rows], noise_samples=source, reduction='sum')
-
-
-CASES = {
-    'info_nce': through_logits(info_nce, 'ids'),
-    'soft distribution': through_logits(soft_distribution_info_nce, 'one_hot'),
-    'dense': through_logits(soft_target_info_nce, 'dense'),
-    'sparse': through_logits(soft_target_info_nce, 'sparse'),
-    'epsilon per row': through_logits(soft_target_info_nce, 'varied'),
-    'chunks': through_logits(soft_target_info_nce, 'dense', chunk_size=1),
-    'linear': linear, 'extra': with_extra, 'queue': with_queue,
+EXTRA = {k: v[:4] for k, v in batch(77).items()}
+SOURCES = {
+    'batch': lambda rank: None,
+    'local': lambda rank: InBatch(local=True),
+    'queue': lambda rank: Queue(N + 5),  # cuts through a batch
+    'fresh': lambda rank: Fresh(4, .7, .1, generator=generator(rank)),
+    'closed form': lambda rank: ClosedForm(.7, .1),
+    'extra ids': lambda rank: EXTRA['ids'],
+    'extra dense': lambda rank: EXTRA['dense'],
+    'extra sparse': lambda rank: EXTRA['varied'],
 }
 
 
-def value_and_grad(case, rows):
-    w = torch.randn(D, K, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
-    value = CASES[case](w, batch(0), rows)
-    return value.detach(), torch.autograd.grad(value, w)[0]
+def pairs(source):
+    "Losses and kinds of targets that go with a source. A loss that draws labels of soft noise draws other ones on each rank."
+    drawn = source in ('extra dense', 'extra sparse')
+    return [(loss, kind) for loss, kind in PAIRS if not (drawn and loss is soft_distribution_info_nce) and not (source != 'batch' and loss in WITHOUT_NOISE)]
 
 
-def worker(rank, parts, port, folder):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', rank=rank, world_size=len(parts))
-    rows, results = slice(sum(parts[:rank]), sum(parts[:rank+1])), {}
-    for case in CASES:
-        value, grad = value_and_grad(case, rows)
-        dist.all_reduce(value)
-        dist.all_reduce(grad)
-        results[case] = value, grad
-    b, w = batch(0), torch.ones(D, K, dtype=torch.float64)
-    with torch.no_grad(): results['no_grad'] = soft_target_info_nce(b['x'][rows] @ w, b['dense'][rows])
-    results['local'] = soft_target_info_nce(b['x'][rows] @ w, b['dense'][rows], noise_samples=InBatch(local=True))
-    results['others'] = targets_of_others(b['ids'][rows])
-    torch.save(results, f'{folder}/{rank}.pt')
-    dist.destroy_process_group()
+def steps(source): return range({'queue': 3, 'fresh': 2}.get(source, 1))
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+def rows_of(parts, rank, accumulate):
+    "The rows of a rank, as slices of its micro-batches: of two rows, the last of the rest, or all at once."
+    start, stop = sum(parts[:rank]), sum(parts[:rank+1])
+    return [slice(i, min(i+2, stop)) for i in range(start, stop, 2)] if accumulate else [slice(start, stop)]
 
 
-@pytest.fixture(scope='module')
-def ranks(tmp_path_factory):
-    "What every rank of a world found; each world is started once."
-    @functools.cache
-    def run(name):
-        folder, parts = tmp_path_factory.mktemp('ranks'), PARTS[name]
-        mp.spawn(worker, (parts, free_port(), str(folder)), nprocs=len(parts))
-        return [torch.load(folder/f'{r}.pt') for r in range(len(parts))]
-    return run
+def call(loss, x, w, targets, noise, **kwargs):
+    kwargs = dict(temperature=.7, reduction='sum') | kwargs
+    if loss in WITHOUT_NOISE: return loss(x @ w, targets, **kwargs)
+    kwargs |= dict(noise_probs=ETA, noise_samples=noise)
+    return loss(x, w.T, targets, **kwargs) if loss is linear_soft_target_info_nce else loss(x @ w, targets, **kwargs)
 
 
-@pytest.mark.parametrize('case', CASES)
+def weights(): return torch.randn(D, K, generator=generator(1), dtype=torch.float64).requires_grad_()
+
+
+def rank_step(loss, kind, source, w, step, rank, slices):
+    "The sum of the losses of a rank's micro-batches."
+    b = batch(step)
+    sampled = loss is soft_distribution_info_nce
+    if len(slices) == 1 and loss not in WITHOUT_NOISE:
+        return call(loss, b['x'][slices[0]], w, b[kind][slices[0]], source, **(dict(generator=generator(rank, step, 0)) if sampled else {}))
+    targets = [b[kind][rows] for rows in slices]
+    if sampled: targets = [sample_labels(t, generator(rank, step, i)) for i, t in enumerate(targets)]
+    sources = [None]*len(slices) if loss in WITHOUT_NOISE else micro_batch_noise(targets, source)
+    return sum(call(loss, b['x'][rows], w, t, s) for rows, t, s in zip(slices, targets, sources))
+
+
+def large_step(loss, kind, source, w, step, ranks):
+    "The same for one large batch of the rows of `ranks`: pairs of a rank and its micro-batches."
+    b, rows = batch(step), slice(ranks[0][1][0].start, ranks[-1][1][-1].stop)
+    targets = b[kind][rows]
+    if loss is soft_distribution_info_nce:
+        loss, targets = info_nce, torch.cat([sample_labels(b[kind][s], generator(rank, step, i)) for rank, slices in ranks for i, s in enumerate(slices)])
+    return call(loss, b['x'][rows], w, targets, source)
+
+
+def of_rank(rank, parts, accumulate, name):
+    "Value and gradient summed over the ranks, for every loss, kind and step."
+    found = []
+    for loss, kind in pairs(name):
+        source, w = SOURCES[name](rank), weights()
+        for step in steps(name):
+            value = rank_step(loss, kind, source, w, step, rank, rows_of(parts, rank, accumulate))
+            result = torch.cat([value.detach()[None], torch.autograd.grad(value, w)[0].flatten()])
+            if dist.is_initialized(): dist.all_reduce(result)
+            found.append(result)
+    return torch.stack(found)
+
+
+def of_large_batch(parts, accumulate, name):
+    everyone, found = [(r, rows_of(parts, r, accumulate)) for r in range(len(parts))], []
+    groups = [[r] for r in everyone] if name == 'local' else [everyone]  # a local batch is that of one rank
+    for loss, kind in pairs(name):
+        source, w = SOURCES[name](0), weights()
+        for step in steps(name):
+            value = sum(large_step(loss, kind, source, w, step, group) for group in groups)
+            found.append(torch.cat([value.detach()[None], torch.autograd.grad(value, w)[0].flatten()]))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize('source', SOURCES)
+@pytest.mark.parametrize('accumulate', [False, True], ids=['at once', 'accumulated'])
 @pytest.mark.parametrize('world', PARTS)
-def test_ranks_together_are_the_global_batch(ranks, world, case):
-    value, grad = value_and_grad(case, slice(None))
-    for found in ranks(world):
-        torch.testing.assert_close(found[case][0], value, rtol=0, atol=1e-12)
-        torch.testing.assert_close(found[case][1], grad, rtol=0, atol=1e-12)
+def test_ranks_together_are_the_global_batch(pool, world, accumulate, source):
+    parts = PARTS[world]
+    expected = of_large_batch(parts, accumulate, source)
+    for found in pool.run(len(parts), of_rank, parts, accumulate, source): assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('source', SOURCES)
+def test_accumulation_without_a_group_is_the_large_batch(source):
+    assert_close(of_rank(0, (N,), True, source), of_large_batch((N,), True, source), rtol=0, atol=1e-12)
+
+
+# ---------------------------------------------------------------- that the tests above could fail
+
+def naive(rank, parts):
+    w, b = weights(), batch(0)
+    value = sum(call(soft_target_info_nce, b['x'][rows], w, b['dense'][rows], None) for rows in rows_of(parts, rank, True)).detach()
+    dist.all_reduce(value)
+    return value
+
+
+def test_naive_accumulation_is_another_loss(pool):
+    parts = PARTS['2 ranks']
+    large = of_large_batch(parts, True, 'batch')[PAIRS.index((soft_target_info_nce, 'dense')), 0]
+    for value in pool.run(2, naive, parts): assert (value - large).abs() > .1
+
+
+def own_draws(rank): return Fresh(8, generator=generator(rank), local=True).draw(ETA).indices, Fresh(8, generator=generator(rank)).draw(ETA).indices
+
+
+def test_fresh_draws_are_those_of_rank_zero_unless_local(pool):
+    (local0, shared0), (local1, shared1) = pool.run(2, own_draws)
+    assert torch.equal(shared0, local0) and torch.equal(shared1, local0) and not torch.equal(local1, local0)
+
+
+# ---------------------------------------------------------------- the gather
+
+def gathered(rank, parts, kind, even):
+    rows, = rows_of(parts, rank, False)
+    own = batch(0)[kind][rows]
+    if kind == 'hard' and rank == 1: own = smooth(mix(own, .6), .2)  # more slots, and another epsilon
+    return own, targets_of_ranks(own, even=even)
+
+
+@pytest.mark.parametrize('kind', ['ids', 'dense', 'sparse', 'varied', 'hard'])
+@pytest.mark.parametrize('parts', [(3, 3), (4, 2), (4, 0), (2, 0, 1, 3)], ids=str)
+def test_targets_come_in_the_order_of_ranks(pool, parts, kind):
+    dense = lambda t: t.dense() if isinstance(t, SparseTargets) else t
+    for even in [False] + [True]*(len(set(parts)) == 1 and kind != 'hard'):
+        own, found = zip(*pool.run(len(parts), gathered, parts, kind, even))
+        for ranks in found: assert_close([dense(t) for t in ranks], [dense(t) for t in own], rtol=0, atol=0)
+
+
+def one_epsilon(rank): return targets_of_ranks(batch(0)['sparse'][:rank+1])[1-rank].epsilon
+
+
+def test_an_epsilon_of_all_stays_a_number(pool): assert pool.run(2, one_epsilon) == [.1, .1]
+
+
+def mixed_kinds(rank):
+    b = batch(0)
+    said = []
+    for kinds in (('ids', 'dense'), ('sparse', 'varied'), ('sparse', 'dense')):
+        try: targets_of_ranks(b[kinds[rank]])
+        except ValueError as error: said.append(str(error))
+    return said
+
+
+def test_kinds_that_differ_are_refused_on_every_rank(pool):
+    for said in pool.run(2, mixed_kinds):
+        assert len(said) == 3 and all('targets must be of one kind on all ranks' in s for s in said)
+
+
+def traffic(rank, even):
+    "Calls and bytes that this rank sends in a step of 256 rows of 1000 classes, in single precision."
+    sent, g = [], generator(rank)
+    send = dist.all_gather
+    dist.all_gather = lambda parts, t: (sent.append(t.numel()*t.element_size()), send(parts, t))
+    hard = SparseTargets(torch.randint(1000, (256, 1), generator=g), torch.ones(256, 1), num_classes=1000)
+    sparse, result = smooth(mix(hard, .7), .1), {}
+    for name, t in (('ids', hard.indices[:, 0]), ('sparse', sparse), ('dense', sparse.dense())):
+        sent.clear()
+        micro_batch_noise([t[:100], t[100:]], even=even)
+        result[name] = list(sent)
+    dist.all_gather = send
+    return result
+
+
+@pytest.mark.parametrize('even', [False, True])
+def test_sparse_targets_travel_as_ids_and_weights(pool, even):
+    head = [] if even else [7*8]
+    for sent in pool.run(2, traffic, even):
+        assert sent == {'ids': head + [256*8], 'sparse': head + [256*2*(4+4)], 'dense': head + [256*1000*4]}
+
+
+# ---------------------------------------------------------------- evaluation, modules, DDP
+
+def alone(rank):
+    "Rank 0 evaluates by itself; the others make no call."
+    if rank: return None
+    b, w = batch(0), weights()
+    rows, sources = slice(0, 4), [None, Queue(3), Fresh(4, generator=generator(5)), EXTRA['dense']]
+    with torch.no_grad(): return [call(soft_target_info_nce, b['x'][rows], w, b['dense'][rows], s) for s in sources]
+
+
+def test_without_gradients_a_rank_is_alone(pool):
+    assert_close(pool.run(2, alone, timeout=10)[0], alone(0), rtol=0, atol=1e-14)
+
+
+def a_rank_of_ddp(rank, parts, accumulate):
+    "Three steps of SGD by the recipe of the notebook; the parameters and what the queue holds."
+    torch.manual_seed(0)
+    net = torch.nn.Linear(D, K).double()
+    model = DistributedDataParallel(net) if dist.is_initialized() else net
+    loss, optimizer = SoftTargetInfoNCE(noise_probs=ETA, noise_samples=Queue(N + 5)), torch.optim.SGD(model.parameters(), .5)
+    for step in range(3):
+        b, slices = batch(step), rows_of(parts, rank, accumulate)
+        targets = [b['sparse'][rows] for rows in slices]
+        sources, weight, n = micro_batch_noise(targets, loss.noise_samples), rank_weight(targets), sum(map(len, targets))
+        for i, (rows, t, source) in enumerate(zip(slices, targets, sources)):
+            with model.no_sync() if dist.is_initialized() and i < len(slices)-1 else contextlib.nullcontext():
+                (weight*len(t)/n*loss(model(b['x'][rows]), t, noise_samples=source)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net.weight.detach(), net.bias.detach(), loss.noise_samples.targets.dense()
+
+
+@pytest.mark.parametrize('accumulate', [False, True], ids=['at once', 'accumulated'])
 @pytest.mark.parametrize('world', PARTS)
-def test_without_gradients_and_on_request_a_rank_is_alone(ranks, world):
-    b, w, start = batch(0), torch.ones(D, K, dtype=torch.float64), 0
-    for found, n in zip(ranks(world), PARTS[world]):
-        rows, start = slice(start, start+n), start+n
-        alone = soft_target_info_nce(b['x'][rows] @ w, b['dense'][rows])
-        torch.testing.assert_close(found['no_grad'], alone, rtol=0, atol=1e-14)
-        torch.testing.assert_close(found['local'], alone, rtol=0, atol=1e-14)
-        together = soft_target_info_nce(b['x'][rows] @ w, b['dense'][rows], noise_samples=torch.cat([b['dense'][:rows.start], b['dense'][rows.stop:]]))
-        assert (together - alone).abs() > 1e-3
+def test_ddp_takes_the_steps_of_one_process(pool, world, accumulate):
+    expected = a_rank_of_ddp(0, (N,), False)
+    for found in pool.run(len(PARTS[world]), a_rank_of_ddp, PARTS[world], accumulate): assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize('world', PARTS)
-def test_the_others_come_in_the_order_of_ranks(ranks, world):
-    ids, start = batch(0)['ids'], 0
-    for found, n in zip(ranks(world), PARTS[world]):
-        assert found['others'].tolist() == torch.cat([ids[:start], ids[start+n:]]).tolist()
-        start += n
+def compiled(rank):
+    "A loss that is given its source compiles in one piece; one that gathers by itself with a break."
+    b, w, results = batch(rank), weights().detach(), []
+    f = lambda x, t, source: soft_target_info_nce(x @ w, t, noise_probs=ETA, noise_samples=source)
+    for kind in ('ids', 'dense', 'sparse'):
+        for source, whole in ((micro_batch_noise([b[kind]])[0], True), (micro_batch_noise([b[kind]], Queue(8))[0], True), (None, False), (Fresh(4, local=True), False)):
+            x = b['x'].clone().requires_grad_()
+            torch.manual_seed(1)
+            expected = f(x, b[kind], source)
+            torch.manual_seed(1)
+            value = torch.compile(f, fullgraph=whole, backend='eager')(x, b[kind], source)
+            results.append((value.detach(), expected.detach(), torch.autograd.grad(value, x)[0], torch.autograd.grad(expected, x)[0]))
+        torch.compiler.reset()
+    return results
+
+
+@pytest.mark.slow
+def test_compiled(pool):
+    for results in pool.run(2, compiled, timeout=300):
+        for value, expected, grad, expected_grad in results:
+            assert_close(value, expected, rtol=0, atol=1e-12)
+            assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+
+
+# ---------------------------------------------------------------- errors
+
+def raises(rank, bad):
+    if rank == bad: raise KeyError(f'rank {rank}')
+    targets_of_ranks(batch(0)['ids'])
+
+
+@pytest.mark.parametrize('size, bad', [(2, 0), (2, 1), (4, 2)])
+def test_a_rank_that_raises_fails_the_test(pool, size, bad):
+    with pytest.raises(KeyError, match=f'rank {bad}'): pool.run(size, raises, bad)
+    assert len(pool.run(size, own_draws)) == size  # and the pool lives on
+
+
+def dies(rank): os._exit(3) if rank else targets_of_ranks(batch(0)['ids'])
+def sleeps(rank): time.sleep(600) if rank else targets_of_ranks(batch(0)['ids'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', [dies, sleeps])
+def test_a_rank_that_does_not_come_back_fails_the_test(pool, task):
+    with pytest.raises(Exception, match='terminated abruptly'): pool.run(2, task, timeout=2)
+    assert len(pool.run(2, own_draws)) == 2
+
+
+def test_sources_of_a_step():
+    b, w = batch(0), weights()
+    parts = [b['dense'][:3], b['dense'][3:5]]
+    for bad in ([], [b['dense'], b['ids']], [b['dense'], b['sparse']]):
+        with pytest.raises(ValueError, match='step_targets must be targets of one kind'): micro_batch_noise(bad)
+    with pytest.raises(ValueError, match='made for 3 rows, got targets of 2'): call(soft_target_info_nce, b['x'][:2], w, parts[1], micro_batch_noise(parts)[0])
+    loss = SoftDistributionInfoNCE(noise_samples=b['dense'])
+    with pytest.raises(ValueError, match='targets must be class ids in a micro-batch'): loss(b['x'][:3] @ w, parts[0], noise_samples=micro_batch_noise(parts)[0])
+    ids = [b['ids'][:3], b['ids'][3:5]]
+    with pytest.raises(ValueError, match='noise_samples must be class ids in a micro-batch'):
+        loss(b['x'][:3] @ w, ids[0], noise_samples=micro_batch_noise(ids, loss.noise_samples)[0])
+    bad = [parts[0], parts[1]*2]
+    with pytest.raises(ValueError, match='noise_samples must sum to 1'): call(soft_target_info_nce, b['x'][:3], w, bad[0], micro_batch_noise(bad)[0])
+
+
+def test_evaluation_leaves_a_queue_alone():
+    b, w, queue = batch(0), weights(), Queue(9)
+    with torch.no_grad(): call(soft_target_info_nce, b['x'], w, b['dense'], micro_batch_noise([b['dense']], queue)[0])
+    assert queue.targets is None
+
+
+@pytest.mark.parametrize('module', [InfoNCE, SoftDistributionInfoNCE, SoftTargetInfoNCE])
+def test_modules_take_the_noise_of_one_call(module):
+    b, w = batch(0), weights()
+    own = module(ETA, .7, noise_samples=EXTRA['ids'])
+    assert_close(own(b['x'] @ w, b['ids'], noise_samples=InBatch()), module(ETA, .7)(b['x'] @ w, b['ids']), rtol=0, atol=0)
+    assert_close(own(b['x'] @ w, b['ids']), info_nce(b['x'] @ w, b['ids'], noise_probs=ETA, temperature=.7, noise_samples=EXTRA['ids']), rtol=0, atol=0)
+
+
+def test_targets_with_a_graph_lend_no_gradient_to_other_rows():
+    b, w = batch(0), weights()
+    soft = torch.randn(N, K, dtype=torch.float64, requires_grad=True)
+    parts = soft.softmax(1).split([5, 7])
+    sources = micro_batch_noise(parts)
+    for rows, t, source in zip((slice(0, 5), slice(5, N)), parts, sources):
+        assert all(not d.requires_grad for d in source.draw(ETA) if d is not None)
+        call(soft_target_info_nce, b['x'][rows], w, t.detach(), source).backward()
+    assert soft.grad is None
