@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'cosine_lr', 'scaled_lr', 'param_groups', 'classification_metrics', 'predict', 'read_out', 'evaluate',
            'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit', 'ranks', 'launch']
 
-# %% ../nbs/practice/training.ipynb #a35b77ee
+# %% ../nbs/practice/training.ipynb #6afc8815
 import math, os, random, signal, threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -16,10 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from .calibration import brier_score, expected_calibration_error, fit_temperature
-from .distributed import targets_of_others
+from .distributed import micro_batch_noise, rank_weight
 from .losses import InfoNCE, SoftDistributionInfoNCE, sample_labels
-from .noise import InBatch, Queue, join
-from .targets import SparseTargets, set_value_checks
+from .targets import set_value_checks
 
 # %% ../nbs/practice/training.ipynb #95a2a9a9
 @dataclass
@@ -193,25 +192,19 @@ def _signals(): # a list that gets the name of a signal when one comes
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/practice/training.ipynb #99d00ab0
+# %% ../nbs/practice/training.ipynb #e90e1615
 def micro_losses(loss:nn.Module, # of logits and targets
                  logits_of,      # micro-batch number -> its logits
                  targets,        # the targets of the whole step
                  parts:list,     # a slice of rows per micro-batch
                 ):               # yields the micro-batches' shares of the loss of the whole step
     "The loss of a step in micro-batches: their candidates are the targets of the whole step, which carry no gradient."
-    noise = getattr(loss, 'noise_samples', None)
-    if len(parts) == 1 or not isinstance(loss, InfoNCE) or not getattr(noise, 'in_batch', noise is None):
-        for j, p in enumerate(parts): yield loss(logits_of(j), targets[p])*((p.stop-p.start)/len(targets))
-        return
-    if isinstance(loss, SoftDistributionInfoNCE): targets = sample_labels(targets, loss.kwargs.get('generator')) # one draw per row
-    kept = noise.targets if isinstance(noise, Queue) else None
-    for j, p in enumerate(parts):
-        rest = join([targets[:p.start], targets[p.stop:]])
-        rest = join([t for t in (rest, targets_of_others(rest), kept) if t is not None])
-        share = loss.loss(logits_of(j), targets[p], noise_probs=loss.noise_probs, temperature=loss.temperature, noise_samples=rest, reduction=loss.reduction, **loss.kwargs)
-        yield share*((p.stop-p.start)/len(targets))
-    if kept is not None or isinstance(noise, Queue): noise.push(join([t for t in (targets, targets_of_others(targets)) if t is not None]))
+    if isinstance(loss, SoftDistributionInfoNCE) and len(parts) > 1: targets = sample_labels(targets, loss.kwargs.get('generator')) # one draw a row
+    micro, plain = [targets[p] for p in parts], len(parts) == 1 or not isinstance(loss, InfoNCE)
+    for j, noise in enumerate([None]*len(parts) if plain else micro_batch_noise(micro, loss.noise_samples)):
+        options = {} if plain else dict(noise_probs=loss.noise_probs, temperature=loss.temperature, noise_samples=noise, reduction=loss.reduction, **loss.kwargs)
+        value = loss(logits_of(j), micro[j]) if plain else loss.loss(logits_of(j), micro[j], **options)
+        yield value*(len(micro[j])/len(targets))
 
 # %% ../nbs/practice/training.ipynb #8f9d9aaf
 def _accelerator(config):
@@ -325,7 +318,7 @@ def _check(job, value, logits, inputs, n):
     raise FloatingPointError(f"loss is {value.item()} at step {job.epoch*n+job.batch+1} (epoch {job.epoch+1}, batch {job.batch+1} of {n}); "
         f"learning rate {_rate(job, n):.3g}; {len(logits)} rows; logits {_span(logits)}{seen}; last good checkpoint: {job.saved}")
 
-# %% ../nbs/practice/training.ipynb #5afe4655
+# %% ../nbs/practice/training.ipynb #46276a18
 def _parts(rows, count): # rows cut into slices of nearly equal length
     edges = [rows*j//count for j in range(min(count, rows)+1)] if count <= rows else list(range(rows+1))
     return [slice(a, b) for a, b in zip(edges, edges[1:])]
@@ -339,13 +332,13 @@ def _step(job, inputs, targets, n): # one update of the weights
     for g in job.optimizer.param_groups: g['lr'] = _rate(job, n)*g.get('lr_scale', 1.)
     targets, parts = targets.to(job.acc.device), _parts(len(targets), job.config.accumulate)
     pieces = [inputs] if len(parts) == 1 else [inputs[p] for p in parts]
-    logits, total = {}, 0.
+    logits, total, weight = {}, 0., float(rank_weight([targets])) # 1 where all ranks hold as many rows
     def logits_of(j):
         logits[0] = _forward(job, pieces[j])
         return logits[0]
     for j, value in enumerate(micro_losses(job.loss, logits_of, targets, parts)):
         _check(job, value, logits[0], pieces[j], n)
-        with job.acc.no_sync(job.net) if j < len(parts)-1 else nullcontext(): job.acc.backward(value)
+        with job.acc.no_sync(job.net) if j < len(parts)-1 else nullcontext(): job.acc.backward(value*weight)
         total += value.item()
     if job.config.clip_norm: job.acc.clip_grad_norm_(job.net.parameters(), job.config.clip_norm)
     job.optimizer.step(); job.optimizer.zero_grad()

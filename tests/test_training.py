@@ -253,7 +253,7 @@ def test_trackers_of_accelerate(splits, tmp_path):
 
 N, K = 12, 5
 ETA = torch.tensor([.3, .1, .2, .25, .15], dtype=torch.float64)
-SOURCES = dict(in_batch=lambda: None, queue=lambda: Queue(20), closed_form=ClosedForm)
+SOURCES = dict(in_batch=lambda: None, queue=lambda: Queue(20), closed_form=ClosedForm, fresh=lambda: Fresh(7, generator=torch.Generator().manual_seed(4)))
 
 
 def step_of(kind, source, seed=0):
@@ -270,7 +270,7 @@ def step_of(kind, source, seed=0):
     return torch.randn(3, K, generator=g, dtype=torch.float64).requires_grad_(), loss, steps
 
 
-@pytest.mark.parametrize('kind,source', [('soft', 'in_batch'), ('soft', 'queue'), ('soft', 'closed_form'), ('hard', 'in_batch'), ('hard', 'queue'), ('ce', 'in_batch'),
+@pytest.mark.parametrize('kind,source', [('soft', 'in_batch'), ('soft', 'queue'), ('soft', 'closed_form'), ('soft', 'fresh'), ('hard', 'in_batch'), ('hard', 'queue'), ('ce', 'in_batch'),
                                          ('sampled', 'in_batch'), ('sampled', 'queue')])
 @pytest.mark.parametrize('edges', [(0, 6, 12), (0, 4, 8, 12), (0, 1, 12), (0, 5, 10, 11, 12)])
 def test_micro_batches_are_the_large_batch(kind, source, edges):
