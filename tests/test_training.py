@@ -533,14 +533,16 @@ def test_the_experiment_killed_at_random_moments_has_the_same_result(more, tmp_p
         p = start(out, *parameters)
         assert p.wait(600) == 0, p.stderr.read()
         return result(out)
-    begin = time.monotonic()
-    whole, length, where = finish(tmp_path/'whole'), time.monotonic()-begin, []
-    while len(where) < kills:
-        p, until = start(tmp_path/'killed', *parameters), time.monotonic()+draw.uniform(.1, 1.)*length
-        while time.monotonic() < until and p.poll() is None: time.sleep(.01)
+    lines = lambda: sum(f.read_bytes().count(b'\n') for f in tmp_path.glob('killed/images/*/history.csv'))
+    whole, where = finish(tmp_path/'whole'), []
+    while len(where) < kills: # one to three epochs further, and a moment more: in a step, an evaluation, a checkpoint, or the cells after the training
+        p, goal = start(tmp_path/'killed', *parameters), lines()+draw.choice((1, 2, 3))
+        while lines() < goal and p.poll() is None: time.sleep(.005)
+        until = time.monotonic()+draw.uniform(0., .8)
+        while time.monotonic() < until and p.poll() is None: time.sleep(.005)
         if p.poll() is None:
             kill(p)
-            where.append(sum(f.read_bytes().count(b'\n') for f in tmp_path.glob('killed/images/*/history.csv')))
+            where.append(lines())
         else: # finished before the shot: from scratch, so that the next ones still hit something
             assert p.returncode == 0 and result(tmp_path/'killed') == whole
             shutil.rmtree(tmp_path/'killed')
