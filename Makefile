@@ -8,6 +8,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # two processes at a time: more threads than cores cost ten times the time
 export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
+# the rates that results/digits.csv chose
+CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
@@ -52,8 +54,8 @@ ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about
 	softnce collect runs/digits --csv results/digits.csv
 	softnce run noise_samples -p batch_sizes='[16, 64, 256]' -p epochs='[15, 15, 15]' -p same_steps='[4]' -p sizes='[16, 128]' -p lrs='[[0.003, 0.01], [0.01, 0.03], [0.01, 0.03]]' $(SWEEP)
 	softnce run noise_samples -p sources='[hard_labels]' -p batch_sizes='[64]' -p epochs='[15]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
-	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' -p lrs='[0.01, 0.03]' $(SWEEP)
-	for page in heads calibration tables; do softnce run $$page -p lrs='[0.01, 0.03]' $(SWEEP); done
+	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' $(CHOSEN) $(SWEEP)
+	for page in heads calibration tables; do softnce run $$page $(CHOSEN) $(SWEEP); done
 
 tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the CPU (TINY=its zip file or folder)
 	softnce run noise_samples $(REDUCED) -p batch_sizes='[64, 1024]' -p epochs='[4, 4]' -p lrs='[[0.01], [0.01, 0.03]]' $(SWEEP)
