@@ -511,12 +511,14 @@ def start(out, *parameters):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def kill(p):
+def kill(p): # the runner and its kernel; until both are gone the kernel may hold the run's lock
     import psutil
-    for q in [*psutil.Process(p.pid).children(recursive=True), psutil.Process(p.pid)]:
-        try: q.kill()
-        except psutil.NoSuchProcess: pass
+    runner = psutil.Process(p.pid)
+    runner.suspend() # no further children
+    processes = [*runner.children(recursive=True), runner]
+    for q in processes: q.kill()
     p.wait()
+    psutil.wait_procs(processes, timeout=60)
 
 
 def result(out): return {n: next(out.glob(f'images/*/{n}')).read_bytes() for n in ('metrics.json', 'history.csv', 'reliability.csv')}
