@@ -55,7 +55,8 @@ ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about
 	softnce run noise_samples -p batch_sizes='[16, 64, 256]' -p epochs='[15, 15, 15]' -p same_steps='[4]' -p sizes='[16, 128]' -p lrs='[[0.003, 0.01], [0.01, 0.03], [0.01, 0.03]]' $(SWEEP)
 	softnce run noise_samples -p sources='[hard_labels]' -p batch_sizes='[64]' -p epochs='[15]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
 	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' $(CHOSEN) $(SWEEP)
-	for page in heads calibration tables; do softnce run $$page $(CHOSEN) $(SWEEP); done
+	for page in heads calibration; do softnce run $$page $(CHOSEN) $(SWEEP); done
+	softnce run tables $(CHOSEN) -p seeds='[0, 1, 2, 3, 4]' -p ledger=true
 
 tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the CPU (TINY=its zip file or folder)
 	softnce run noise_samples $(REDUCED) -p batch_sizes='[64, 1024]' -p epochs='[4, 4]' -p lrs='[[0.01], [0.01, 0.03]]' $(SWEEP)
