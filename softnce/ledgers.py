@@ -58,7 +58,7 @@ def as_text(values, # one number per seed, as fractions
     values = [scale*v for v in values]
     return f'{sum(values)/len(values):.{digits}f}' + (f' ± {half_width(values):.{digits}f}' if len(values) > 1 else '')
 
-# %% ../nbs/practice/ledgers.ipynb #2b7b5780
+# %% ../nbs/practice/ledgers.ipynb #796d38dd
 KEY = ('dataset classes model image_size width hidden logits_bn loss noise noise_size noise_lam noise_epsilon param_temperature batch_size epochs lr smoothing mixup cutmix seed split').split()
 COLUMNS = KEY + ('top1 top5 nll_naive nll_fitted temperature at_bound ece_correct ece_naive ece_fitted brier_correct brier_naive brier_fitted floor rows train_rows').split()
 
@@ -67,15 +67,15 @@ def ledger_path(name:str)->Path: # `results/<name>.csv` of the checkout; None wh
     root = experiments_dir().parents[1]
     return root/'results'/f'{name}.csv' if (root/'settings.ini').exists() else None
 
-def write_ledger(rows, name:str, columns:list=None)->Path:
-    "Add rows to a ledger, in the place of those of the same setting, seed and split; sorted; written under a temporary name, then renamed. ValueError outside a checkout."
+def write_ledger(rows, name:str, columns:list=None, key:list=None)->Path:
+    "Add rows to a ledger, in the place of those with the same `key` (None: setting, seed and split); sorted; written under a temporary name, then renamed. ValueError outside a checkout."
     import pandas as pd
     if (path := ledger_path(name)) is None: raise ValueError('a ledger is written to results/ of a checkout; this is none')
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
     rows[[c for c in columns or COLUMNS if c in rows]].to_csv(part, index=False, float_format='%.6g')
     both = pd.concat([read_ledger(name), pd.read_csv(part)], ignore_index=True)
-    key = [c for c in both if c in KEY]
+    key = [c for c in both if c in (key or KEY)]
     both.drop_duplicates(key, keep='last').sort_values(key).to_csv(part, index=False)
     os.replace(part, path)
     return path

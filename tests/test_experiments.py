@@ -114,6 +114,15 @@ def test_bins_are_the_runs_of_the_ledger():
             assert pooled <= part.ece_naive.mean() + 1e-6  # pooling bins over seeds can only cancel
 
 
+def test_matched_runs_are_partners_of_the_ledger():
+    "Every smoothed soft target InfoNCE run has its temperature-matched one, which starts on the same path."
+    df, m = read_ledger('label_smoothing'), read_ledger('label_smoothing_matched')
+    own = df[(df.loss == 'soft_target_info_nce') & (df.split == 'test') & (df.smoothing > 0)]
+    assert sorted(zip(own.smoothing, own.seed, own.lr)) == sorted(zip(m.epsilon, m.seed, m.lr))
+    assert m.apart_first.median() < 1e-5 and m.apart_first.max() < 1e-2  # nats; a loss of about three
+    assert m.apart_last.max() > m.apart_first.max()  # rounding has grown
+
+
 # ---- reading them
 
 def sweep(rates, seeds, value, **more):
@@ -172,6 +181,14 @@ def test_a_ledger_grows_and_replaces(tmp_path, monkeypatch):
     before = path.read_bytes()
     write_ledger(sweep([.2, .3], [0], lambda r, s, split: 7., loss='nll'), 'x')
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ['x.csv']
+
+
+def test_a_ledger_with_a_key_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledgers, 'ledger_path', lambda name: tmp_path/f'{name}.csv')
+    bins = pd.DataFrame([dict(loss=l, bin=b, count=b+1) for l in 'ab' for b in range(3)])
+    write_ledger(bins, 'bins', list(bins), ['loss', 'bin'])
+    path = write_ledger(bins.iloc[:1].assign(count=9), 'bins', list(bins), ['loss', 'bin'])
+    assert pd.read_csv(path)['count'].tolist() == [9, 2, 3, 1, 2, 3]
 
 
 def test_no_ledger_outside_a_checkout(tmp_path, monkeypatch):
