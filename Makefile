@@ -7,13 +7,15 @@ EXTRAS := train,graph,nbs,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # two processes at a time: more threads than cores cost ten times the time
 export OMP_NUM_THREADS ?= 1
+# where there is no card, Triton's kernels run in its interpreter
+export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidiactl),0,1)
 .DEFAULT_GOAL := help
 # the rates that results/digits.csv chose
 CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
-.PHONY: help run test test-all ledgers tiny-ledgers docs lab export clean
+.PHONY: help run test test-all ledgers tiny-ledgers bench docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -61,6 +63,10 @@ ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about
 tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the CPU (TINY=its zip file or folder)
 	softnce run noise_samples $(REDUCED) -p batch_sizes='[64, 1024]' -p epochs='[4, 4]' -p lrs='[[0.01], [0.01, 0.03]]' $(SWEEP)
 	softnce run tables $(REDUCED) -p batch_size=64 -p epochs=4 -p lrs='[0.01]' $(SWEEP)
+
+# the ledger remembers what is done, the folder of the run need not
+bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)
+	softnce run benchmark -p ledger=true --out "$$(mktemp -d)"
 
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py

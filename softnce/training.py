@@ -345,12 +345,12 @@ def _step(job, inputs, targets, n): # one update of the weights
     if job.ema: job.ema.update(job.model)
     job.batch, job.sums = job.batch+1, [job.sums[0]+total*len(targets), job.sums[1]+len(targets)]
 
-# %% ../nbs/practice/training.ipynb #251adbc4
+# %% ../nbs/practice/training.ipynb #6ad415f0
 def _train_epoch(job, loader, came): # the rest of the present epoch
     from tqdm import tqdm
     job.model.train()
     n = len(loader)
-    for inputs, targets in tqdm(_batches(job, loader), f'epoch {job.epoch+1}', n, False, initial=job.batch, disable=not (job.config.progress and job.acc.is_main_process)):
+    for inputs, targets in tqdm(_batches(job, loader), f'epoch {job.epoch+1}', n, False, initial=job.batch, mininterval=5, disable=not (job.config.progress and job.acc.is_main_process)):
         with set_value_checks(job.acc.device.type == 'cpu' or job.batch == 0): _step(job, inputs, targets, n)
         stop = [name for names in _per_rank(job, came[-1:]) for name in names]
         if stop or job.config.checkpoint_steps and (job.epoch*n+job.batch) % job.config.checkpoint_steps == 0: _save(job)

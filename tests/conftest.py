@@ -5,8 +5,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from pool import Pool
-
 if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'  # read when Triton is first imported
 
 settings.register_profile('softnce', derandomize=True, database=None, deadline=None, max_examples=20,
@@ -30,6 +28,7 @@ def seeded():
 @pytest.fixture(scope='session')
 def pool():
     "Four processes for the tests of many devices, started by the first that asks."
+    from pool import Pool
     workers = Pool(4)
     yield workers
     workers.close()
