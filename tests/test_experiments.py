@@ -101,6 +101,21 @@ def test_closed_form_with_hard_labels_is_cross_entropy():
     assert abs(both.nll_fitted - both.nll_fitted_ce).median() < 1e-2 and abs(both.top1 - both.top1_ce).median() < .01
 
 
+@pytest.mark.parametrize('name', ['noise_samples', 'noise_samples_tiny_imagenet'])
+def test_the_answer_on_small_batches_is_the_ledgers(name):
+    "What the page says in words of batch size 64: no gap to be told from zero in-batch, none of the paper's size, and no source better than the batch by more than its interval."
+    df = read_ledger(name)
+    df = df[(df.batch_size == 64) & ~df.noise_size.isin([16, 128])]
+    hard = (df.noise == 'closed_form') & (df.noise_lam == 1) & (df.noise_epsilon == 0)
+    df['source'] = df.noise.mask(hard, 'hard_labels').mask(df.loss == 'soft_target_cross_entropy', 'ce')
+    best = at_best_rate(df, ['source'])
+    gap = difference(best, dict(source='in_batch'), dict(source='ce'))
+    assert abs(gap['points']) < gap['half'] and gap['points'] - gap['half'] > -4.21
+    for source in ('queue', 'fresh', 'closed_form'):
+        d = difference(best, dict(source=source), dict(source='in_batch'))
+        assert d['seeds'] == 3 and d['points'] < d['half']
+
+
 def test_bins_are_the_runs_of_the_ledger():
     df, bins = read_ledger('calibration'), read_ledger('calibration_bins')
     arm = pd.Series(['mixed' if m > 0 else 'smoothed' for m in df.mixup], df.index)
