@@ -63,7 +63,7 @@ ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about
 tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the CPU (TINY=its zip file or folder)
 	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[64]' -p epochs='[4]' -p lrs='[[0.01, 0.03]]' -p seeds='[0]' -p ledger=true
 	softnce run noise_samples $(REDUCED) -p batch_sizes='[64]' -p epochs='[4]' -p lrs='[[0.01]]' $(SWEEP)
-	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[1024]' -p epochs='[4]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
+	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[1024]' -p fixed_batch=1024 -p epochs='[4]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
 
 # the ledger remembers what is done, the folder of the run need not
 bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)
