@@ -10,7 +10,12 @@ export OMP_NUM_THREADS ?= 1
 # where there is no card, Triton's kernels run in its interpreter
 export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidiactl),0,1)
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all ledgers bench docs lab export clean
+# the rates that results/digits.csv chose
+CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
+SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
+TINY ?= data/tiny-imagenet-200.zip
+REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
+.PHONY: help run test test-all ledgers tiny-ledgers bench docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -51,6 +56,16 @@ ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about
 	softnce collect runs/digits --csv results/digits.csv
 	softnce run graphs && softnce collect runs/graphs --csv results/graphs.csv
 	softnce run imbalance && softnce collect runs/imbalance --csv results/imbalance.csv
+	softnce run noise_samples -p batch_sizes='[16, 64, 256]' -p epochs='[15, 15, 15]' -p same_steps='[4]' -p sizes='[16, 128]' -p lrs='[[0.003, 0.01], [0.01, 0.03], [0.01, 0.03]]' $(SWEEP)
+	softnce run noise_samples -p sources='[hard_labels]' -p batch_sizes='[64]' -p epochs='[15]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
+	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' $(CHOSEN) $(SWEEP)
+	for page in heads calibration; do softnce run $$page $(CHOSEN) $(SWEEP); done
+	softnce run tables $(CHOSEN) -p seeds='[0, 1, 2, 3, 4]' -p ledger=true
+
+tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the CPU (TINY=its zip file or folder)
+	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[64]' -p epochs='[4]' -p lrs='[[0.01, 0.03]]' -p seeds='[0]' -p ledger=true
+	softnce run noise_samples $(REDUCED) -p batch_sizes='[64]' -p epochs='[4]' -p lrs='[[0.01]]' $(SWEEP)
+	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[1024]' -p fixed_batch=1024 -p epochs='[4]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
 
 # the ledger remembers what is done, the folder of the run need not
 bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)

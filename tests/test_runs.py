@@ -257,10 +257,10 @@ def test_import_is_light():
     assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == '[]'
 
 
-@pytest.mark.parametrize('error, code', [(UsageError('x'), 2), (RunFailed('x'), 1), (RunLocked('x'), 3), (KeyboardInterrupt(), 130), (runs._Terminated(), 143)])
+@pytest.mark.parametrize('error, code', [(UsageError('x'), 2), (RunFailed('x'), 1), (RunLocked('x'), 3), (KeyboardInterrupt(), 130), (runs.RunStopped(), 75)])
 def test_exit_codes(error, code, capsys):
     with pytest.raises(SystemExit) as e, runs._exit_codes(): raise error
-    assert e.value.code == code and capsys.readouterr().err == f"softnce: {str(error) or 'interrupted'}\n"
+    assert e.value.code == code and capsys.readouterr().err == f"softnce: {str(error) or ('stopped' if code == 75 else 'interrupted')}\n"
 
 
 def test_missing_extra():
@@ -318,7 +318,7 @@ def test_a_run_and_its_skip(tmp_path, monkeypatch, capsys):
     resolved = {'alignment': 40, 'lr': .1, 'loss': 'nll', 'seeds': [3, 4], 'rates': [.1, 1], 'debug': False, 'path': None}
     folder = cwd/'runs'/'n'/run_id('n', resolved)
     label = f'run n {folder.name}'
-    order = [f'{label}: 4 cells, in runs/n/{folder.name}\n', '[cell 3/4] Training\n', f'python {sys.executable}\n', f'in {cwd}\n', 'half\n[cell 4/4] Results\n',
+    order = [f'{label}: 4 cells, in runs/n/{folder.name}\n', '[cell 3/4] Training\n', f'python {Path(sys.executable).parent}', f'in {cwd}\n', 'half\n[cell 4/4] Results\n',
              f'{label}: finished\n', 'table1\nloss  value\n nll      4\n', f'figure runs/n/{folder.name}/figure1.png\n', f'run    runs/n/{folder.name}\n']
     at = [done.stdout.find(o) for o in order]
     assert -1 not in at and at == sorted(at), (at, done.stdout)
@@ -394,7 +394,7 @@ def test_kill_lock_interrupt_and_resume(tmp_path):
     assert second.returncode == 3 and f'already being written by process {first.pid}' in second.stderr and 'Traceback' not in second.stderr
     first.send_signal(signal.SIGTERM)
     out, err = first.communicate()
-    assert first.returncode == 143 and 'interrupted and unfinished; the same command resumes it' in out and err == 'softnce: interrupted\n'
+    assert first.returncode == 75 and 'interrupted and unfinished; the same command resumes it' in out and err == 'softnce: stopped\n'
     assert not (folder/'metrics.json').exists()
     assert (folder/'checkpoint'/'interrupted').exists()  # the cell was told, and could save
     with lock(folder): pass  # the kernel is gone too
@@ -418,6 +418,38 @@ def test_kill_lock_interrupt_and_resume(tmp_path):
     assert f'resuming in runs/n/{folder.name}' in last.stdout and 'start 5' in last.stdout
     assert epochs() == list(range(10)) and Run(folder).metrics() == [{'seed': 0, 'epoch': 10, 'split': 'train', 'start': 5}]
     assert [p.name for p in (tmp_path/'runs'/'n').iterdir()] == [folder.name]
+
+
+STOP = ["import os, signal, time\nfrom softnce.runs import this_run\nrun = this_run()\nrun.save_metrics({'a': 1})",
+        "class StopRequested(Exception): pass\nfirst = not (run.checkpoint_dir/'seen').exists()\n(run.checkpoint_dir/'seen').write_text(str(os.getpid()))",
+        "if first and how == 'fit': raise StopRequested('step 5')\n"
+        "if first and how == 'kernel': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "if first and how == 'dies':\n    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n    (run.checkpoint_dir/'ready').touch()\n    time.sleep(300)"]
+
+
+@pytest.mark.parametrize('how', ['fit', 'kernel'])
+def test_a_stopped_cell_is_no_failure(tmp_path, capsys, how):
+    notebook(tmp_path/'n.ipynb', *STOP, params="how = 'fit'  # how it stops")
+    with pytest.raises(runs.RunStopped): run_experiment(tmp_path/'n.ipynb', {'how': how}, tmp_path/'runs')
+    folder, = (tmp_path/'runs'/'n').iterdir()
+    assert not (folder/'metrics.json').exists() and 'interrupted and unfinished; the same command resumes it' in capsys.readouterr().out
+    assert run_experiment(tmp_path/'n.ipynb', {'how': how}, tmp_path/'runs').metrics() == [{'a': 1}]
+
+
+def test_a_kernel_that_dies_of_the_stop_signal(tmp_path):
+    notebook(tmp_path/'n.ipynb', *STOP, params="how = 'fit'  # how it stops")
+    args, ready = ['run', 'n.ipynb', '-p', 'how=dies'], tmp_path/'runs'/'n'/run_id('n', {'how': 'dies'})/'checkpoint'/'ready'
+    with subprocess.Popen([SCRIPT, *args], cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        wait_for(ready.exists)
+        process.send_signal(signal.SIGUSR1)  # the kernel handles it: KeyboardInterrupt in its cell
+        assert process.wait() == 75
+    ready.unlink(), ready.with_name('seen').unlink()
+    with subprocess.Popen([SCRIPT, *args], cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        wait_for(ready.exists)
+        process.send_signal(signal.SIGTERM)  # the kernel does not: it dies
+        assert process.wait() == 75
+    done = cli(*args, cwd=tmp_path)
+    assert done.returncode == 0 and (ready.parents[1]/'metrics.json').exists()
 
 
 # ---- the experiments of this checkout
