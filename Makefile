@@ -3,7 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,graph,nbs,dev
+EXTRAS := train,graph,nbs,cluster,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # two processes at a time: more threads than cores cost ten times the time
 export OMP_NUM_THREADS ?= 1
@@ -15,7 +15,7 @@ CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
-.PHONY: help run test test-all ledgers tiny-ledgers bench docs lab export clean
+.PHONY: help run test test-all test-cluster ledgers tiny-ledgers bench docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -49,23 +49,27 @@ test-all: test    ## test, and the slow cells and tests too
 	nbdev_test --n_workers 2 --flags slow --skip_folder_re '^([_.]|experiments)'
 	pytest -q -m slow
 
+test-cluster: $(VENV)/.ready    ## sweeps on a real Slurm that is started for it (Debian, root; a few minutes)
+	pytest -q -x -p no:cacheprovider tests/cluster/sweeps_on_slurm.py
+
 ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about an hour)
 	softnce run gmm -p full=true -p ledger=true
 	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run digits -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
 	softnce run digits
 	softnce collect runs/digits --csv results/digits.csv
-	softnce run graphs && softnce collect runs/graphs --csv results/graphs.csv
-	softnce run imbalance && softnce collect runs/imbalance --csv results/imbalance.csv
 	softnce run noise_samples -p batch_sizes='[16, 64, 256]' -p epochs='[15, 15, 15]' -p same_steps='[4]' -p sizes='[16, 128]' -p lrs='[[0.003, 0.01], [0.01, 0.03], [0.01, 0.03]]' $(SWEEP)
 	softnce run noise_samples -p sources='[hard_labels]' -p batch_sizes='[64]' -p epochs='[15]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
 	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' $(CHOSEN) $(SWEEP)
 	for page in heads calibration; do softnce run $$page $(CHOSEN) $(SWEEP); done
 	softnce run tables $(CHOSEN) -p seeds='[0, 1, 2, 3, 4]' -p ledger=true
+	softnce run graphs && softnce collect runs/graphs --csv results/graphs.csv
+	softnce run imbalance && softnce collect runs/imbalance --csv results/imbalance.csv
 
 tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the CPU (TINY=its zip file or folder)
 	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[64]' -p epochs='[4]' -p lrs='[[0.01, 0.03]]' -p seeds='[0]' -p ledger=true
 	softnce run noise_samples $(REDUCED) -p batch_sizes='[64]' -p epochs='[4]' -p lrs='[[0.01]]' $(SWEEP)
 	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[1024]' -p fixed_batch=1024 -p epochs='[4]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
+	softnce run tables $(REDUCED) -p batch_size=64 -p epochs=4 -p lrs_ce='[0.01]' -p lrs_nce='[0.01]' $(SWEEP)
 
 # the ledger remembers what is done, the folder of the run need not
 bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)

@@ -1,5 +1,5 @@
 "softnce.runs: the checks before a run, the run directory, and the console script as a user calls it."
-import ast, csv, json, os, re, signal, subprocess, sys, time, tokenize
+import ast, csv, json, os, re, signal, subprocess, sys, time
 from io import StringIO
 from pathlib import Path
 
@@ -218,13 +218,6 @@ def test_this_run_by_hand_is_fresh(monkeypatch, tmp_path):
     assert this_run() == a
 
 
-def test_lock(tmp_path):
-    with lock(tmp_path):
-        with pytest.raises(RunLocked, match=f'already being written by process {os.getpid()} on .*; wait for it to end'):
-            with lock(tmp_path): pass
-    with lock(tmp_path): pass
-
-
 def finished(folder, params, metrics):
     folder.mkdir(parents=True)
     (folder/'params.yaml').write_text(yaml.safe_dump(params))
@@ -287,7 +280,9 @@ def test_list(tmp_path):
     assert done.returncode == 0, done.stderr
     for e in list_experiments():
         assert f'{e.name}  {e.subtitle}\n' in done.stdout
-        for name, p in e.parameters.items(): assert re.search(rf'^ +{name} = {re.escape(repr(p.default))} .*{re.escape(p.comment)}$', done.stdout, re.M)
+        for name, p in e.parameters.items():
+            comment = f' .*# {re.escape(p.comment)}' if p.comment else ' *'
+            assert re.search(rf'^ +{name} = {re.escape(repr(p.default))}{comment}$', done.stdout, re.M), f'{e.name}: {name}'
 
 
 def test_list_shows_a_broken_experiment_and_the_others(tmp_path, monkeypatch, capsys):
@@ -394,7 +389,7 @@ def test_kill_lock_interrupt_and_resume(tmp_path):
     assert second.returncode == 3 and f'already being written by process {first.pid}' in second.stderr and 'Traceback' not in second.stderr
     first.send_signal(signal.SIGTERM)
     out, err = first.communicate()
-    assert first.returncode == 75 and 'interrupted and unfinished; the same command resumes it' in out and err == 'softnce: stopped\n'
+    assert first.returncode == 75 and 'stopped and unfinished; the same command resumes it' in out and err == 'softnce: stopped\n'
     assert not (folder/'metrics.json').exists()
     assert (folder/'checkpoint'/'interrupted').exists()  # the cell was told, and could save
     with lock(folder): pass  # the kernel is gone too
@@ -432,7 +427,7 @@ def test_a_stopped_cell_is_no_failure(tmp_path, capsys, how):
     notebook(tmp_path/'n.ipynb', *STOP, params="how = 'fit'  # how it stops")
     with pytest.raises(runs.RunStopped): run_experiment(tmp_path/'n.ipynb', {'how': how}, tmp_path/'runs')
     folder, = (tmp_path/'runs'/'n').iterdir()
-    assert not (folder/'metrics.json').exists() and 'interrupted and unfinished; the same command resumes it' in capsys.readouterr().out
+    assert not (folder/'metrics.json').exists() and 'stopped and unfinished; the same command resumes it' in capsys.readouterr().out
     assert run_experiment(tmp_path/'n.ipynb', {'how': how}, tmp_path/'runs').metrics() == [{'a': 1}]
 
 
@@ -452,15 +447,91 @@ def test_a_kernel_that_dies_of_the_stop_signal(tmp_path):
     assert done.returncode == 0 and (ready.parents[1]/'metrics.json').exists()
 
 
+FULL = ["from softnce.runs import this_run\nrun = this_run()\nrun.log_row(seed=0)", "if not (run.dir/'room').exists(): open('/dev/full', 'w').write('x'*100000)",
+        "run.save_metrics({'a': 1})"]
+
+
+def test_a_full_disk_under_the_notebook(tmp_path):
+    "/dev/full fails every write as a full disk does: the message says what to do, and with room again the run goes on."
+    notebook(tmp_path/'n.ipynb', *FULL)
+    with pytest.raises(RunFailed, match=r'n.ipynb, cell 3 of 4: OSError: \[Errno 28\] No space left on device\n\nNo space is left for .*: free some, or give another folder with --out'):
+        run_experiment(tmp_path/'n.ipynb', {}, tmp_path/'runs')
+    folder, = (tmp_path/'runs'/'n').iterdir()
+    assert not (folder/'metrics.json').exists()
+    (folder/'room').touch()
+    assert run_experiment(tmp_path/'n.ipynb', {}, tmp_path/'runs').metrics() == [{'a': 1}]
+
+
+@pytest.mark.parametrize('name', ['params.yaml', 'env.json', 'metrics.json', 'notebook.ipynb'])
+def test_a_full_disk_under_the_runner(tmp_path, monkeypatch, capsys, name):
+    "Whichever file the disk is full at: exit code 1, one message, nothing half-written, and then the run is finished."
+    notebook(tmp_path/'n.ipynb', "from softnce.runs import this_run\nrun = this_run()", "run.save_metrics({'a': 1})")
+    real, failed = os.replace, []
+    def full(src, dst):
+        if Path(dst).name == name and not failed: failed.append(dst); raise OSError(28, 'No space left on device', str(dst))
+        return real(src, dst)
+    monkeypatch.setattr(os, 'replace', full)
+    with pytest.raises(SystemExit) as e, runs._exit_codes(): run_experiment(tmp_path/'n.ipynb', {}, tmp_path/'runs')
+    assert e.value.code == 1 and failed and not list(tmp_path.glob('runs/*/*/metrics.json'))
+    assert re.fullmatch(f'softnce: No space is left for .*{name}: free some, .* The same command then resumes the run.\n', capsys.readouterr().err)
+    assert run_experiment(tmp_path/'n.ipynb', {}, tmp_path/'runs').metrics() == [{'a': 1}]
+
+
+def test_restart_after_a_change_of_code(tmp_path, capsys):
+    "Text and outputs do not count; code does, and only when asked the run is set aside, finished or not."
+    cells = ["from softnce.runs import this_run\nrun = this_run()", "(run.checkpoint_dir/'seen').touch()\nrun.save_metrics({'a': 1})"]
+    path = notebook(tmp_path/'n.ipynb', *cells)
+    first = run_experiment(path, {}, tmp_path/'runs')
+    notebook(path, '#md A new text', *cells)
+    assert run_experiment(path, {}, tmp_path/'runs', restart=True).metrics() == [{'a': 1}] and not (tmp_path/'runs'/'n'/'.changed').exists()
+    notebook(path, cells[0], "assert not (run.checkpoint_dir/'seen').exists(), 'an old checkpoint'\nrun.save_metrics({'a': 2})")
+    assert run_experiment(path, {}, tmp_path/'runs').metrics() == [{'a': 1}] and 'n.ipynb has changed since this run' in capsys.readouterr().out
+    (first.dir/'metrics.json').unlink()  # unfinished, and of other code
+    with pytest.raises(RunFailed, match='an old checkpoint'): run_experiment(path, {}, tmp_path/'runs')
+    assert 'n.ipynb has changed since this run' not in capsys.readouterr().out.splitlines()[-1]
+    (first.dir/'env.json').write_text(json.dumps({'code': 'old'}))
+    assert run_experiment(path, {}, tmp_path/'runs', restart=True).metrics() == [{'a': 2}]
+    aside, = (tmp_path/'runs'/'n'/'.changed').iterdir()
+    assert (aside/'checkpoint'/'seen').exists() and aside.name.startswith(first.dir.name) and len(collect(tmp_path/'runs')) == len(collect(tmp_path/'runs'/'n')) == 1
+
+
+def test_waiting_for_another_writer(tmp_path):
+    "A second process waits, and finds the run finished: it ran once."
+    notebook(tmp_path/'n.ipynb', "import time\nfrom softnce.runs import this_run\nrun = this_run()\nrun.log_row(seed=0)\n(run.checkpoint_dir/'ready').touch()",
+             "while not gate or not __import__('os').path.exists(gate): time.sleep(.05)\nrun.save_metrics({'a': 1})", params="gate = ''  # a file")
+    gate = tmp_path/'open'
+    args, folder = ['run', 'n.ipynb', '-p', f'gate={gate}'], tmp_path/'runs'/'n'/run_id('n', {'gate': str(gate)})
+    start = lambda *more: subprocess.Popen([SCRIPT, *args, *more], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    first = start()
+    wait_for((folder/'checkpoint'/'ready').exists)
+    second = start('--wait')
+    assert second.stdout.readline() == f'waiting: runs/n/{folder.name} is already being written by process {first.pid} on {runs.socket.gethostname()}\n'
+    gate.touch()
+    assert first.wait() == 0 and second.communicate()[0].count('[cell') == 0 and second.returncode == 0
+    assert len(Run(folder).history()) == 1 and (folder/'log.txt').read_text().count(': finished') == 1
+
+
+def test_requeue(tmp_path, monkeypatch):
+    "In a Slurm job, a stopped run asks for its job to be put back; a failure does not, nor does anything outside Slurm."
+    asked = []
+    monkeypatch.setattr(runs, '_output', lambda *cmd: asked.append(cmd))  # None: scontrol refused, so there is nothing to wait for
+    for job, error in (('12', runs.RunStopped), ('12', RunFailed), (None, runs.RunStopped)):
+        monkeypatch.setenv('SLURM_JOB_ID', job) if job else monkeypatch.delenv('SLURM_JOB_ID')
+        with pytest.raises(error), runs._requeued(True): raise error()
+    assert asked == [('scontrol', 'requeue', '12')]
+
+
 # ---- the experiments of this checkout
 
 def test_experiment_parameters():
-    "Every experiment: one cell tagged `parameters`, plain literals, one assignment a line, a comment on each."
+    "Every experiment: one cell tagged `parameters`, plain literals, one assignment a line; most of them with a comment."
     assert list_experiments()
     for experiment in list_experiments():
         found = experiment.parameters
         assert found and experiment.subtitle, experiment.name
         source, = experiment.tagged('parameters')
-        comments = {t.start[0] for t in tokenize.generate_tokens(StringIO(source).readline) if t.type == tokenize.COMMENT and t.string.strip('# ')}
-        for node in ast.parse(source).body: assert node.end_lineno in comments, f'{experiment.name}: no comment beside {ast.unparse(node)}'
+        lines = [node.lineno for node in ast.parse(source).body]
+        assert len(set(lines)) == len(lines) == len(found), experiment.name
+        commented = [bool(p.comment) for p in found.values()]
+        assert sum(commented) >= len(commented)/3, f'{experiment.name}: {sum(commented)} of {len(commented)} parameters have a comment'
         assert resolve(experiment, {}) == {k: p.default for k, p in found.items()}

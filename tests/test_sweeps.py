@@ -1,15 +1,16 @@
 "softnce.sweeps: grids, the runs behind a figure, and many runs with failures, sharing and stop signals."
-import json, os, re, signal, subprocess, sys, threading, time
+import os, re, subprocess, sys, time
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import softnce.sweeps as sweeps
-from softnce.runs import RunFailed, RunStopped, UsageError, run_experiment, run_id
-from softnce.sweeps import grid, needs, run_all, run_dir, runs_root
+from softnce.runs import RunFailed, UsageError, resolve, run_experiment, run_id
+from softnce.locks import lock
+from softnce.sweeps import Plan, grid, needs, run_all, run_dir, runs_root, status
 
 
 def experiment(path, params, *cells, runs=None):
@@ -105,3 +106,113 @@ def test_a_stop_reaches_the_inner_run(tmp_path):
         assert process.wait() == 75
     assert ready.with_name('told').exists() and not list(tmp_path.glob('runs/*/*/metrics.json'))
     assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL).returncode == 0 and len(list(tmp_path.glob('runs/*/*/metrics.json'))) == 2
+
+
+# ---- plans and their state
+
+def test_plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = square(tmp_path)
+    experiment(tmp_path/'fig.ipynb', "xs = [1]  # points", START, runs="needs = {'square.ipynb': grid(x=xs, log='')}")
+    figure = lambda xs: {'notebook': 'fig.ipynb', 'parameters': {'xs': xs}}
+    plan = Plan({'targets': {'figure1': figure([1, 2]), 'figure2': figure([2, 3]), 'figure3': {'notebook': 'square.ipynb'}, 'figure4': figure([2, 3])},
+                 'resources': {'default': {'runtime': 5}, 'square': {'gpu': 2}}, 'out': 'out'})
+    assert len(plan.runs) == 6 and plan.targets['figure2'] == plan.targets['figure4'] and plan.names(True) == 'fig' and plan.names(False) == 'square'
+    id = run_id('square', {'x': 2., 'log': ''})
+    assert [f'out/square/{id}/metrics.json' in plan.inputs(*plan.targets[f'figure{i}'][0]) for i in (1, 2, 3)] == [True, True, False]
+    assert plan.files('figure3') == [f"out/square/{run_id('square', {'x': 1., 'log': str(tmp_path/'log')})}/metrics.json"]
+    assert plan.command('square', id) == "softnce run square.ipynb -p x=2.0 -p 'log=\"\"' --out out --wait --restart --requeue"
+    class Wildcards: pass
+    w = Wildcards()
+    w.experiment, w.id = 'square', id
+    assert [plan.resource(*o)(w) for o in (('gpu', 0), ('runtime', 60), ('mem_mb', 7))] == [2, 5, 7]
+    before = plan.code('square', id)
+    experiment(path, f"x = 1.  # a number\nlog = {str(tmp_path/'log')!r}  # where to note a call", START, *SQUARE, '1+1')
+    assert plan.code('square', id) != before
+
+
+@pytest.mark.parametrize('config, message', [
+    ({'targets': {'f': {'notebook': 'nothing'}}}, "no experiment 'nothing'"), ({'targets': {}, 'seeds': 1}, "config has no key 'seeds'; it has targets, resources, out"),
+    ({'targets': {'f': {'notebook': 'gmm', 'parameters': {'seed': 1}}}}, "gmm has no parameter 'seed'"),
+    ({'targets': {'f': {'notebook': 'gmm', 'parameter': {}}}}, "targets: f takes notebook, parameters and grid, got notebook, parameter"), ({}, 'config names no targets')])
+def test_plan_refuses(config, message):
+    with pytest.raises(UsageError, match=message): Plan(config)
+
+
+def test_a_target_of_several_parts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    square(tmp_path)
+    plan = Plan({'targets': {'t': [{'notebook': 'square.ipynb', 'parameters': {'log': 'a'}, 'grid': {'x': [1, 2]}}, {'notebook': 'square.ipynb', 'parameters': {'x': 5}}]}})
+    want = [{'x': 1., 'log': 'a'}, {'x': 2., 'log': 'a'}, {'x': 5., 'log': str(tmp_path/'log')}]
+    assert plan.files('t') == [f"runs/square/{run_id('square', o)}/metrics.json" for o in want] and len(plan.runs) == 3
+
+
+@pytest.mark.parametrize('size', ['paper', 'small'])
+def test_the_configs(size):
+    "Every run of the committed configs: parameters that exist, one id a run, and all the paper's tables and figures."
+    config = yaml.safe_load((Path(__file__).parents[1]/'config'/f'{size}.yaml').read_text())
+    plan = Plan(config)
+    assert {'table1', 'table2', 'figure1', 'figure3a', 'figure3b', 'figure4', 'figure5', 'figure6'} <= set(plan.targets)
+    assert {k[0] for k in plan.runs} >= {'gmm', 'images', 'graphs'} and not set(config['resources'])-{k[0] for k in plan.runs}
+    for key, run in plan.runs.items(): assert key[1] == run_id(key[0], resolve(run.experiment, run.parameters))
+
+
+def test_processes_are_gpus(tmp_path):
+    path = experiment(tmp_path/'n.ipynb', "processes = 1  # one a GPU", START)
+    plan = Plan({'targets': {'a': {'notebook': str(path), 'parameters': {'processes': 8}}, 'b': {'notebook': str(path)}}, 'resources': {'n': {'gpu': 1}}})
+    class Wildcards: pass
+    w = Wildcards()
+    gpus = []
+    for (w.experiment, w.id), in plan.targets.values(): gpus.append(plan.resource('gpu', 0)(w))
+    assert gpus == [8, 1]
+
+
+def test_status(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = square(tmp_path)
+    (tmp_path/'plan.yaml').write_text("targets:\n  a: {notebook: square.ipynb, parameters: {x: 3, log: ''}}\n  b: {notebook: square.ipynb, parameters: {x: 2}}\n")
+    with pytest.raises(RunFailed): run_all(path, grid(x=[2, -1]), 'runs')
+    stopped, killed, running = [tmp_path/'runs'/'square'/(i*8) for i in '123']
+    for folder, text in ((stopped, '[2026-01-01 00:00:00] run square 1: 3 cells, in x\n[2026-01-01 00:00:10] run square 1: stopped and unfinished\n'
+                                   '[2026-01-01 00:10:00] run square 1: 3 cells, resuming in x\n[2026-01-01 01:10:05] run square 1: stopped and unfinished\n'),
+                         (killed, '[2026-01-01 00:00:00] run square 2: 3 cells, in x\n'), (running, time.strftime('[%F %T] run square 3: 3 cells, in x\n'))):
+        folder.mkdir()
+        (folder/'log.txt').write_text(text)
+        (folder/'params.yaml').write_text('x: 1\n')
+    (stopped/'history.csv').write_text('seed,epoch,loss\n0,1,.5\n0,2,.123456\n')
+    with lock(running): df, failures = status('runs', 'plan.yaml')
+    by = df.set_index('id')
+    want = {run_id('square', {'x': 2., 'log': str(tmp_path/'log')}): 'done', run_id('square', {'x': -1., 'log': str(tmp_path/'log')}): 'failed', '1'*8: 'stopped', '2'*8: 'killed',
+            '3'*8: 'running', run_id('square', {'x': 3., 'log': ''}): 'missing'}
+    assert by['state'].to_dict() == want
+    assert by['seconds']['1'*8] == 10+3605 and by['last']['1'*8] == 'seed=0 epoch=2 loss=0.1235' and f'process {os.getpid()} on' in by['note']['3'*8]
+    failed, = failures
+    assert want[failed] == 'failed' and by['note'][failed] == 'square.ipynb, cell 3 of 3: ValueError: x is -1.0' and failures[failed].endswith('ValueError: x is -1.0')
+    sweeps.show_status('runs', 'plan.yaml', False)
+    out = capsys.readouterr().out
+    assert '6 runs: ' in out and '1 missing' in out and '1:00:15' in out and 'softnce status --errors shows the tracebacks' in out
+    sweeps.show_status('runs', None, True)
+    assert capsys.readouterr().out.endswith('ValueError: x is -1.0\n')
+    with pytest.raises(UsageError, match="there is no run in 'nowhere'"): status('nowhere')
+
+
+def test_waiting_for_the_jobs_of_an_earlier_head(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    answers = [f'7|softnce_ab|{tmp_path}\n8|softnce_ab|/elsewhere\n9|other|{tmp_path}\n10|softnce_ab|{tmp_path}', f'10|softnce_ab|{tmp_path}', '8|softnce_ab|/elsewhere']
+    monkeypatch.setattr(sweeps.shutil, 'which', lambda name: name == 'squeue')
+    monkeypatch.setattr(sweeps, '_output', lambda *cmd: answers.pop(0))
+    sweeps.wait_for_queue(every=0)
+    assert not answers and re.findall('scancel [0-9 ]+', capsys.readouterr().err) == ['scancel 7 10', 'scancel 10']
+    monkeypatch.setattr(sweeps.shutil, 'which', lambda name: None)
+    sweeps.wait_for_queue()
+
+
+def test_a_partition_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(sweeps.shutil, 'which', lambda name: name == 'sinfo')
+    monkeypatch.setattr(sweeps, '_output', lambda *cmd: 'spot\ngpu\ngpu')
+    from types import SimpleNamespace
+    default = lambda name: SimpleNamespace(args=['mem_mb=5', f'slurm_partition={name}'])
+    for settings in (default('gpu'), default("'gpu,spot'"), SimpleNamespace(args=['mem_mb=5']), None): sweeps.check_partition(settings)
+    with pytest.raises(UsageError, match="no partition 'gpus' on this cluster; it has: gpu, spot. Set slurm_partition in profiles/slurm/config.yaml"): sweeps.check_partition(default('gpus'))
+    monkeypatch.setattr(sweeps, '_output', lambda *cmd: None)
+    sweeps.check_partition(default('gpus'))
