@@ -7,7 +7,7 @@ __all__ = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_target_info_nce
            'linear_soft_target_info_nce', 'NLL', 'SoftTargetCrossEntropy', 'InfoNCE', 'SoftDistributionInfoNCE',
            'SoftTargetInfoNCE']
 
-# %% ../nbs/theory/losses.ipynb #da4ae7ff
+# %% ../nbs/theory/losses.ipynb #66ccdea2
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .distributed import targets_of_ranks
 from .noise import ClosedForm, Fresh, InBatch, Queue, join
-from .paths import as_sparse, closed_form, cross_entropy_rows, fast, fast_linear_rows, fast_rows
+from .paths import as_sparse, closed_form, constant, cross_entropy_rows, fast, fast_linear_rows, fast_rows, hard_batch, label_counts
 from .scores import (as_labels, candidate_scores, check_any_targets, check_device, check_ids, check_epsilon, check_logits, check_temperature,
-    contrast_rows, full_precision, hard_rows, independent_noise_probs, noise_of, noise_scores, own_scores, smoothed, unsmooth)
+    contrast_rows, full_precision, hard_rows, independent_noise_probs, noise_of, noise_scores, own_scores, smoothed, tempered, unsmooth)
 from .targets import SparseTargets, check_simplex, per_row
 
 # %% ../nbs/theory/losses.ipynb #4ad2489f
@@ -89,7 +89,7 @@ def closed_form_rows(scores, targets, source, eta):
         losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
     return losses
 
-# %% ../nbs/theory/losses.ipynb #78b58c70
+# %% ../nbs/theory/losses.ipynb #c872f992
 def soft_target_info_nce(logits:Tensor,           # `(N, K)`
                          targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
@@ -99,22 +99,24 @@ def soft_target_info_nce(logits:Tensor,           # `(N, K)`
                          chunk_size:int=None,     # rows at a time; None: as many as are cheap
                         )->Tensor:                # a scalar, or `(N,)` for 'none'
     "Soft target InfoNCE, Eq. (11), as one matrix product. Raises ValueError naming the argument."
-    scores, eta = noise_scores(logits, noise_probs, temperature)
+    logits = tempered(logits, temperature)
+    eta = noise_of(noise_probs, logits.shape[1], logits)
     check_device(targets, logits)
-    targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
+    targets = check_any_targets(targets, *logits.shape, like=logits.dtype)
     if chunk_size is not None and chunk_size < 1: raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
     source, in_batch, extras = noise_source(noise_samples, eta, targets)
-    return reduce(soft_rows(scores, targets, eta, source, in_batch, extras, chunk_size), reduction)
+    return reduce(soft_rows(logits, targets, eta, source, in_batch, extras, chunk_size), reduction)
 
-# %% ../nbs/theory/losses.ipynb #029fc4aa
-def soft_rows(scores, targets, eta, source, in_batch, extras, chunk_size=None):
-    "Losses `(N,)` by the cheapest exact route: closed form, a fast path, label counts, or the matrix U (in chunks of rows)."
+# %% ../nbs/theory/losses.ipynb #d0def8f0
+def soft_rows(logits, targets, eta, source, in_batch, extras, chunk_size=None):
+    "Losses `(N,)` by the cheapest exact route: label counts, closed form, a fast path, or the matrix U (in chunks of rows)."
+    labels, noise = as_labels(targets), [as_labels(e) for e in extras]
+    hard = labels is not None and all(n is not None for n in noise) and not isinstance(source, ClosedForm)
+    if hard and in_batch: return hard_batch(logits, labels, torch.cat([labels] + noise), eta)
+    scores = logits if constant(eta) else logits - eta.log()
     if isinstance(source, ClosedForm): return closed_form_rows(scores, targets, source, eta)
     if (losses := fast_rows(scores, targets, extras, in_batch, chunk_size)) is not None: return losses
-    labels, noise = as_labels(targets), [as_labels(e) for e in extras]
-    if labels is not None and all(n is not None for n in noise):
-        candidates = torch.cat([labels]*in_batch + noise)
-        return hard_rows(scores, labels, torch.bincount(candidates, minlength=scores.shape[1]), in_batch)
+    if hard: return hard_rows(scores, labels, label_counts(torch.cat(noise), scores), in_batch)
     def rows(part, start):
         return contrast_rows(lambda c: candidate_scores(part, c), lambda t: own_scores(part, t), targets, extras, in_batch, slice(start, start+len(part)))
     if chunk_size is None or chunk_size >= len(scores): return rows(scores, 0)

@@ -45,7 +45,7 @@ def check_any_targets(targets, num_rows, num_classes, name='targets', like=torch
     if targets.shape[1] != num_classes: raise ValueError(f"{name} must have {num_classes} classes like the logits, got {targets.shape[1]}")
     return targets.to(like)
 
-# %% ../nbs/theory/scores.ipynb #a8148cac
+# %% ../nbs/theory/scores.ipynb #3fe93896
 def noise_of(noise_probs, num_classes, like):
     "The noise distribution in the precision and on the device of `like`; None is uniform."
     if noise_probs is None: return torch.full((1,), 1/num_classes, dtype=like.dtype, device=like.device).expand(num_classes)
@@ -53,13 +53,17 @@ def noise_of(noise_probs, num_classes, like):
     if len(noise_probs) != num_classes: raise ValueError(f"noise_probs must have shape ({num_classes},) like the logits' classes, got {tuple(noise_probs.shape)}")
     return noise_probs.to(like)
 
-def noise_scores(logits, noise_probs, temperature):
-    "s = l/tau - log eta `(N, K)`, and eta `(K,)`; for uniform eta without the constant, which every softmax over candidates cancels."
+def tempered(logits, temperature):
+    "l/tau `(N, K)` in full precision."
     check_logits(logits); check_temperature(temperature)
     logits = full_precision(logits)
+    return logits/temperature if isinstance(temperature, Tensor) or temperature != 1 else logits
+
+def noise_scores(logits, noise_probs, temperature):
+    "s = l/tau - log eta `(N, K)`, and eta `(K,)`; for uniform eta without the constant, which every softmax over candidates cancels."
+    logits = tempered(logits, temperature)
     eta = noise_of(noise_probs, logits.shape[1], logits)
-    scores = logits/temperature if isinstance(temperature, Tensor) or temperature != 1 else logits
-    return (scores if noise_probs is None else scores - eta.log()), eta
+    return (logits if noise_probs is None else logits - eta.log()), eta
 
 # %% ../nbs/theory/scores.ipynb #6c7b663f
 def own_scores(scores, targets):
@@ -97,13 +101,14 @@ def contrast_rows(cross, own, targets, extras, in_batch, rows=slice(None)):
     positions = torch.arange(len(targets), device=u.device)[rows] if in_batch else torch.zeros(len(u), dtype=torch.long, device=u.device)
     return F.cross_entropy(u, positions, reduction='none')
 
-# %% ../nbs/theory/scores.ipynb #42b9fbad
-def hard_rows(scores, labels, counts, in_batch):
-    "Losses `(N,)` from label counts `(K,)` of the candidates; where the batch is not among them, the row's own label is added."
+# %% ../nbs/theory/scores.ipynb #92151ed7
+def hard_rows(scores, labels, counts, in_batch, offset=0.):
+    "Losses `(N,)` from label counts `(K,)` of the candidates; where the batch is not among them, the row's own label is added. `offset` `(K,)` belongs to the scores."
     counts = counts.to(scores)
     if not in_batch: counts = counts + F.one_hot(labels, scores.shape[1])
-    log_counts = counts.log().expand_as(scores)  # cross_entropy's gradient rounds less than logsumexp's
-    return F.cross_entropy(scores + log_counts, labels, reduction='none') + own_scores(log_counts, labels)
+    log_counts = counts.log()
+    own = log_counts[labels] if in_batch else own_scores(log_counts, labels)
+    return F.cross_entropy(scores + (log_counts + offset), labels, reduction='none') + own  # cross_entropy's gradient rounds less than logsumexp's
 
 def as_labels(targets):
     "Class ids of targets that are hard by type (ids, or one unsmoothed class a row); else None."

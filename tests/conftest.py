@@ -20,6 +20,7 @@ def pytest_configure(config):
 def seeded():
     "Every test starts from the same global random state and leaves the default dtype as it found it."
     before = torch.get_default_dtype()
+    torch.distributions.Distribution.set_default_validate_args(True)  # torch.compile turns it off for good
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(before)
