@@ -38,11 +38,11 @@ def triton_for(x):
 # %% ../nbs/practice/kernels.ipynb #57682eb4
 def backend(): return _backend
 
-# %% ../nbs/practice/kernels.ipynb #71ac4b26
+# %% ../nbs/practice/kernels.ipynb #fb60a4eb
 NAMESPACE = __name__.split('.')[0].strip('_')  # of the operators: the page's own must not replace the package's
 
-def with_gradient(op, plain):
-    "Autograd for an operator that returns losses and their gradient by its first input; `plain` is the same in differentiable steps."
+def with_gradient(op, plain, by_class=False):
+    "Autograd for an operator that returns losses and their gradient by its first input, stored `by_class` or by row; `plain` is the same in differentiable steps."
     def setup(ctx, inputs, output):
         ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
         ctx.places = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
@@ -58,7 +58,9 @@ def with_gradient(op, plain):
         for i, tensor in zip(ctx.places, tensors): inputs[i] = tensor
         return torch.autograd.grad(plain(*inputs), inputs[0], g, create_graph=True)[0], *nothing
     op.register_autograd(backward, setup_context=setup)
-    op.register_fake(lambda x, *rest: (x.new_empty(len(x)), torch.empty_like(x, memory_format=torch.contiguous_format) if rest[-1] else x.new_empty(0)))
+    op.register_fake(lambda x, *rest: (x.new_empty(len(x)), empty_gradient(x, by_class) if rest[-1] else x.new_empty(0)))
+
+def empty_gradient(x, by_class=False): return x.new_empty(x.shape[1], len(x)).t() if by_class else x.new_empty(*x.shape)
 
 # %% ../nbs/practice/kernels.ipynb #718563ac
 def subtract_own(gradient, ids, weights):
@@ -175,7 +177,7 @@ def pair_rows(scores, weights, own, pairs, with_grad):
     second = F.embedding_bag(p2, e1, b2, mode='sum').mul_(e2)
     return loss, first.mul_(weights[0]).add_(second.mul_(weights[1])).div_(z).t(), low
 
-# %% ../nbs/practice/kernels.ipynb #cb602853
+# %% ../nbs/practice/kernels.ipynb #0ba7255d
 def use_pairs(num_candidates, num_classes): return num_candidates > 2*num_classes  # exponentials: 2NK against NM
 
 def sparse_rows(scores, ids, weights, background, own, one_weight, num_rows, with_grad):
@@ -184,11 +186,12 @@ def sparse_rows(scores, ids, weights, background, own, one_weight, num_rows, wit
     pairs = partners(ids, K) if one_weight and ids.shape[1] == 2 and background is None and use_pairs(len(ids), K) else None
     bags = lambda: by_class(ids if background is None else F.pad(ids, (0, 1), value=K), K + (background is not None)) if with_grad else None
     groups = None if pairs else bags()
-    loss, gradient = torch.empty_like(own), torch.empty_like(scores) if with_grad else None
+    loss, gradient = torch.empty_like(own), empty_gradient(scores, by_class=True) if with_grad else None
     for r in torch.arange(len(scores), device=scores.device).split(num_rows):
         r = slice(int(r[0]), int(r[-1])+1)
         loss[r], g, *low = pair_rows(scores[r], weights[0], own[r], pairs, with_grad) if pairs else bag_rows(scores[r], ids, weights, background, own[r], groups)
-        if with_grad: gradient[r] = g
+        if with_grad and g.shape == gradient.shape: gradient = g
+        elif with_grad: gradient[r] = g
         if low and low[0].any():
             i = r.start + low[0].nonzero()[:, 0]
             loss[i], g = bag_rows(scores[i], ids, weights, background, own[i], bags())
@@ -208,12 +211,12 @@ def sparse_op(scores:Tensor, ids:Tensor, weights:Tensor, background:Tensor|None,
     subtract_own(gradient, own_ids, own_weights)
     return loss, gradient if own_background is None else gradient.sub_(own_background[:, None]/scores.shape[1])
 
-# %% ../nbs/practice/kernels.ipynb #44b96a35
+# %% ../nbs/practice/kernels.ipynb #ff659c6c
 def plain_sparse(scores, ids, weights, background, own_ids, own_weights, own_background, one_weight, num_rows, with_grad):
     u = sum(scores[:, k]*w for k, w in zip(ids.T, weights.T))
     if background is not None: u = u + scores.mean(1, keepdim=True)*background
     return u.logsumexp(1) - own_part(scores, own_ids, own_weights, own_background)
-with_gradient(sparse_op, plain_sparse)
+with_gradient(sparse_op, plain_sparse, by_class=True)
 
 # %% ../nbs/practice/kernels.ipynb #1d46643d
 def sparse_contrast(scores:Tensor,          # `(N, K)` fp32 or float64

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['online', 'class_kernel', 'bag', 'lse_kernel', 'gradient_kernel', 'pair_kernel', 'softmax_kernel', 'softmax_rows']
 
-# %% ../nbs/practice/triton.ipynb #44faec25
+# %% ../nbs/practice/triton.ipynb #446d9316
 import torch
 import triton
 import triton.language as tl
 
-from .kernels import by_class, with_mean, without_mean
+from .kernels import by_class, empty_gradient, with_mean, without_mean
 
 # %% ../nbs/practice/triton.ipynb #e0603444
 @triton.jit
@@ -147,18 +147,18 @@ def launch_gradient(table, ids, weights, top, z, gradient, only=None):
         SLOTS=ids.shape[1], DTYPE=precision(table), BLOCK_N=ROWS, BLOCK_M=block)
     return gradient
 
-# %% ../nbs/practice/triton.ipynb #e40fd6e0
+# %% ../nbs/practice/triton.ipynb #db943acc
 def bag_rows(scores, ids, weights, background, own, with_grad):
     table, ids, weights = with_mean(scores.t().contiguous(), ids, weights, background)
     ids, weights = ids.contiguous(), weights.contiguous()
     top, z = launch_lse(table, ids, weights)
     loss = z.log() + (top - own)
     if not with_grad: return loss, None
-    return loss, without_mean(launch_gradient(table, ids, weights, top, z, torch.empty_like(table)), background).t().contiguous()
+    return loss, without_mean(launch_gradient(table, ids, weights, top, z, torch.empty_like(table)), background).t()
 
-# %% ../nbs/practice/triton.ipynb #8b08aab6
+# %% ../nbs/practice/triton.ipynb #fac4ae11
 @triton.jit
-def pair_kernel(S, TOP, C, W, Z, GRAD, N, K, stride, WITH_GRAD:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_J:tl.constexpr):
+def pair_kernel(S, TOP, C, W, Z, GRAD, N, K, stride, grad_n, grad_k, WITH_GRAD:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_J:tl.constexpr):
     "Sums, and gradients times the sums, of a block of rows by a block of classes."
     rows = tl.program_id(0).to(tl.int64)*BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.program_id(1)*BLOCK_K + tl.arange(0, BLOCK_K)
@@ -177,9 +177,9 @@ def pair_kernel(S, TOP, C, W, Z, GRAD, N, K, stride, WITH_GRAD:tl.constexpr, BLO
     s = tl.load(S + rows[:, None]*stride + cols[None, :], mask=inside, other=float('-inf')) - top[:, None]
     a *= tl.exp(w1*s)
     tl.store(Z + tl.program_id(1).to(tl.int64)*N + rows, tl.sum(a, 1), mask=in_rows)
-    if WITH_GRAD: tl.store(GRAD + rows[:, None]*K + cols[None, :], w1*a + w2*b*tl.exp(w2*s), mask=inside)
+    if WITH_GRAD: tl.store(GRAD + rows[:, None]*grad_n + cols[None, :].to(tl.int64)*grad_k, w1*a + w2*b*tl.exp(w2*s), mask=inside)
 
-# %% ../nbs/practice/triton.ipynb #ed10bdc9
+# %% ../nbs/practice/triton.ipynb #b85f5135
 def pair_counts(ids, K): # (K, K): candidates with first class a, second class b; sums of ones are exact to 2**24, in any order
     counts = torch.zeros(K*K, device=ids.device)
     return counts.scatter_add_(0, ids[:, 0]*K + ids[:, 1], torch.ones(len(ids), device=ids.device)).view(K, K)
@@ -190,8 +190,8 @@ def pair_rows(scores, ids, weights, own, with_grad):
     scores = scores if scores.stride(1) == 1 else scores.contiguous()
     w, top = weights[0].clamp(min=1e-30).contiguous(), scores.amax(1)
     grid = triton.cdiv(N, 128), triton.cdiv(K, 64)
-    z, gradient = scores.new_empty(grid[1], N), torch.empty_like(scores) if with_grad else None
-    pair_kernel[grid](scores, top, pair_counts(ids, K), w, z, gradient, N, K, scores.stride(0), WITH_GRAD=with_grad, BLOCK_N=128, BLOCK_K=64, BLOCK_J=32)
+    z, gradient = scores.new_empty(grid[1], N), empty_gradient(scores, by_class=True) if with_grad else None
+    pair_kernel[grid](scores, top, pair_counts(ids, K), w, z, gradient, N, K, scores.stride(0), *(gradient.stride() if with_grad else (0, 0)), WITH_GRAD=with_grad, BLOCK_N=128, BLOCK_K=64, BLOCK_J=32)
     z = z.sum(0)
     low = z < 1e-20
     ids, weights = ids.contiguous(), weights.contiguous()
