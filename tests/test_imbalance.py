@@ -72,7 +72,7 @@ def test_a_moved_bias_absorbs_eta(optimizer):
         opt, loss = optimizer([W, b], lr=.1), InfoNCE(noise_probs=eta)
         for _ in range(50): opt.zero_grad(); loss(x @ W.T + b, y).backward(); opt.step()
         out.append((x @ W.T + b - eta.log()).detach())
-    for o in out[1:]: torch.testing.assert_close(o, out[0], rtol=0, atol=1e-10)
+    for o in out[1:]: torch.testing.assert_close(o, out[0], rtol=0, atol=1e-7)  # Adam carries a rounding of a gradient that is zero to its epsilon of 1e-8
 
 
 @given(st.integers(0, 999))
