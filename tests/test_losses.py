@@ -418,7 +418,7 @@ def test_plain_is_the_oracle():
 @pytest.mark.parametrize('autocast', [False, True])
 def test_low_precision_is_no_worse_than_plain(name, dtype, autocast):
     """Against float64 on the same rounded inputs, worst of several problems: our error is at most the plain version's in that dtype plus a
-    few roundings: of the scores for the value; of probabilities for the gradient (in units of 1/tau), and of what is added to large scores."""
+    few roundings: of the scores for the value; of probabilities for the gradient (in units of 1/tau)."""
     loss, simple = PRECISE[name]
     for scale, shift, tau in [(.1, 0, 1.), (1., 0, 1.), (100., 0, 1.), (1., 0, .05), (1e4, 0, 1.), (1., 1e4, 1.), (1., 0, 1e-3)]:
         if dtype != torch.float32 and max(scale, shift, 1/tau) > 100: continue          # beyond what the plain version in half survives
@@ -435,7 +435,8 @@ def test_low_precision_is_no_worse_than_plain(name, dtype, autocast):
             worst = torch.maximum(worst, torch.stack([e.abs().max() for e in errors]))
         off, plain_off, grad_off, grad_plain_off = worst.tolist()
         assert off <= plain_off + 2e-6 + 2.5e-7*(scale + shift)/tau, (scale, shift, tau, off, plain_off)
-        assert grad_off <= 1.25*grad_plain_off + 4e-6 + 1e-8*(scale + shift)/tau, (scale, shift, tau, grad_off, grad_plain_off)
+        added = 1e-8*(scale + shift)/tau if name == 'info_nce' else 0.  # log counts - log eta, one number added to large scores
+        assert grad_off <= 1.25*grad_plain_off + 4e-6 + added, (scale, shift, tau, grad_off, grad_plain_off)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
