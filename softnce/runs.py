@@ -8,7 +8,7 @@ __all__ = ['STOP_SIGNALS', 'FULL', 'RESUME', 'UsageError', 'Parameter', 'read_pa
            'this_run', 'RunStopped', 'RunFailed', 'report', 'run_experiment', 'collect', 'main']
 
 # %% ../nbs/practice/runs.ipynb #3e639a70
-import ast, csv, difflib, errno, hashlib, io, json, math, os, platform, re, signal, socket, subprocess, sys, tempfile, threading, time, tokenize
+import ast, atexit, csv, difflib, errno, hashlib, io, json, math, os, platform, re, signal, socket, subprocess, sys, tempfile, threading, time, tokenize
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -232,7 +232,9 @@ def this_run()->Run: # the directory that `softnce run` made, or a fresh tempora
     "The run that this notebook is. Under `softnce run` a stop signal reaches the running cell as KeyboardInterrupt."
     folder = os.environ.get('SOFTNCE_RUN_DIR')
     if folder and threading.current_thread() is threading.main_thread():
-        for s in STOP_SIGNALS: signal.signal(s, signal.default_int_handler)
+        for s in STOP_SIGNALS:
+            signal.signal(s, signal.default_int_handler)
+            atexit.register(signal.signal, s, signal.SIG_DFL) # a kernel that is slow to close is ended quietly
     return Run(Path(folder or tempfile.mkdtemp(prefix='softnce-')))
 
 # %% ../nbs/practice/runs.ipynb #762ce04d

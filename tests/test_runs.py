@@ -422,6 +422,14 @@ STOP = ["import os, signal, time\nfrom softnce.runs import this_run\nrun = this_
         "if first and how == 'dies':\n    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n    (run.checkpoint_dir/'ready').touch()\n    time.sleep(300)"]
 
 
+def test_a_kernel_that_does_not_close(tmp_path):
+    "After the last cell the result counts; a kernel that hangs on its way out is ended, without a traceback."
+    notebook(tmp_path/'n.ipynb', "import time\nfrom ipykernel.kernelapp import IPKernelApp\nIPKernelApp.instance().iopub_thread.thread.join = lambda timeout: time.sleep(600)",
+             "from softnce.runs import this_run\nthis_run().save_metrics({'value': 1})")
+    done = cli('run', 'n.ipynb', cwd=tmp_path)
+    assert done.returncode == 0 and ': finished' in done.stdout and not done.stderr, done.stdout+done.stderr
+
+
 @pytest.mark.parametrize('how', ['fit', 'kernel'])
 def test_a_stopped_cell_is_no_failure(tmp_path, capsys, how):
     notebook(tmp_path/'n.ipynb', *STOP, params="how = 'fit'  # how it stops")
