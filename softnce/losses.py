@@ -80,10 +80,11 @@ def info_nce(logits:Tensor,           # `(N, K)`
     return soft_target_info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples, reduction=reduction)
 
 # %% ../nbs/theory/losses.ipynb #05e1bfe1
-def closed_form_rows(scores, targets, source, eta):
+def closed_form_rows(logits, targets, source, eta):
     "Losses `(N,)` with infinitely many noise targets: the denominator is their expectation."
-    sparse = as_sparse(targets, scores.shape[1], scores)
-    if sparse is not None and source.exponents() and fast(scores, scores.shape[1], targets, eta): return closed_form(scores, sparse, source, eta)
+    sparse = as_sparse(targets, logits.shape[1], logits)
+    if sparse is not None and source.exponents() and fast(logits, logits.shape[1], targets, eta): return closed_form(logits, sparse, source, eta)
+    scores = logits - eta.log()
     losses = source.epsilon*(scores.mean(1) - own_scores(scores, targets))
     for t in source.exponents():  # log_softmax's gradient rounds less than logsumexp's
         losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
@@ -113,8 +114,8 @@ def soft_rows(logits, targets, eta, source, in_batch, extras, chunk_size=None):
     labels, noise = as_labels(targets), [as_labels(e) for e in extras]
     hard = labels is not None and all(n is not None for n in noise) and not isinstance(source, ClosedForm)
     if hard and in_batch: return hard_batch(logits, labels, torch.cat([labels] + noise), eta)
+    if isinstance(source, ClosedForm): return closed_form_rows(logits, targets, source, eta)
     scores = logits if constant(eta) else logits - eta.log()
-    if isinstance(source, ClosedForm): return closed_form_rows(scores, targets, source, eta)
     if (losses := fast_rows(scores, targets, extras, in_batch, chunk_size)) is not None: return losses
     if hard: return hard_rows(scores, labels, label_counts(torch.cat(noise), scores), in_batch)
     def rows(part, start):
@@ -187,7 +188,7 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
     targets = check_any_targets(targets, len(z), len(W), like=z.dtype)
     source, in_batch, extras = noise_source(noise_samples, eta, targets)
     with torch.autocast(z.device.type, enabled=False):
-        if isinstance(source, ClosedForm): losses = closed_form_rows(F.linear(z, W, b)/temperature - eta.log(), targets, source, eta)
+        if isinstance(source, ClosedForm): losses = closed_form_rows(F.linear(z, W, b)/temperature, targets, source, eta)
         else: losses = linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad)
     return reduce(losses, reduction)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import backend, class_contrast, product_contrast, sparse_contrast, triton_for
+from .kernels import backend, class_contrast, product_contrast, sparse_contrast
 from .scores import hard_rows, own_scores
 from .targets import SparseTargets, per_row
 
@@ -47,12 +47,14 @@ def constant(eta): return len(eta) > 1 and eta.stride(0) == 0
 
 def log_offset(eta): return None if constant(eta) else eta.log()
 
-def closed_form(scores, targets, source, eta):
+def closed_form(logits, targets, source, eta):
     "Losses with infinitely many noise targets, sums over classes."
     ids, weights, background = slots(targets, less=source.epsilon)
-    exponents, offset = source.exponents(), log_offset(eta)
-    rows = class_contrast(scores, ids, weights, background=background, offset=offset, exponents=exponents)
-    return rows if offset is not None else rows + len(exponents)*eta[0].log()
+    exponents, log_eta = source.exponents(), log_offset(eta)
+    if log_eta is None: return class_contrast(logits, ids, weights, background=background, exponents=exponents) + len(exponents)*eta[0].log()
+    offset = torch.stack([(1-t)*log_eta for t in exponents])
+    own = (weights*log_eta[ids]).sum(1) + (0. if background is None else background*log_eta.mean())
+    return class_contrast(logits, ids, weights, background=background, offset=offset, exponents=exponents) + own
 
 # %% ../nbs/practice/paths.ipynb #aa13a4e5
 def label_counts(labels, like):
@@ -62,7 +64,7 @@ def label_counts(labels, like):
 def hard_batch(logits, labels, candidates, eta):
     "InfoNCE of labels that are among the candidates."
     counts, log_eta = label_counts(candidates, logits), log_offset(eta)
-    if not (fast(logits, logits.shape[1], eta) and triton_for(logits)): return hard_rows(logits, labels, counts, True, 0. if log_eta is None else -log_eta)
+    if not fast(logits, logits.shape[1], eta): return hard_rows(logits, labels, counts, True, 0. if log_eta is None else -log_eta)
     rows = class_contrast(logits, labels[:, None], logits.new_ones(len(labels), 1), offset=counts.log() - (0. if log_eta is None else log_eta))
     return rows if log_eta is None else rows + log_eta[labels]
 

@@ -22,9 +22,9 @@ def online(u, top, z, axis:tl.constexpr):
 
 # %% ../nbs/practice/triton.ipynb #0007e64a
 @triton.jit
-def class_kernel(S, OFFSET, IDS, W, BG, LOSS, GRAD, stride, K, t1, t2, HAS_OFFSET:tl.constexpr, HAS_BG:tl.constexpr, TWO:tl.constexpr,
+def class_kernel(S, OFFSET, IDS, W, BG, LOSS, GRAD, stride, next_offset, K, t1, t2, HAS_OFFSET:tl.constexpr, HAS_BG:tl.constexpr, TWO:tl.constexpr,
                  SLOTS:tl.constexpr, WITH_GRAD:tl.constexpr, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
-    "Losses and gradient of a row."
+    "Losses and gradient of a row; OFFSET has `next_offset` between the offsets of the two sums."
     i = tl.program_id(0).to(tl.int64)
     row, cols = S + i*stride, tl.arange(0, BLOCK)
     top1 = tl.full((), float('-inf'), DTYPE)
@@ -36,7 +36,9 @@ def class_kernel(S, OFFSET, IDS, W, BG, LOSS, GRAD, stride, K, t1, t2, HAS_OFFSE
         o = tl.load(OFFSET + k + cols, mask=inside, other=0.) if HAS_OFFSET else 0.
         total += tl.sum(s)
         top1, z1 = online(tl.where(inside, t1*s + o, float('-inf')), top1, z1, 0)
-        if TWO: top2, z2 = online(tl.where(inside, t2*s + o, float('-inf')), top2, z2, 0)
+        if TWO:
+            o = tl.load(OFFSET + next_offset + k + cols, mask=inside, other=0.) if HAS_OFFSET else 0.
+            top2, z2 = online(tl.where(inside, t2*s + o, float('-inf')), top2, z2, 0)
     loss = top1 + tl.log(z1)
     if TWO: loss += top2 + tl.log(z2)
     share = tl.load(BG + i)/K if HAS_BG else 0.
@@ -49,7 +51,9 @@ def class_kernel(S, OFFSET, IDS, W, BG, LOSS, GRAD, stride, K, t1, t2, HAS_OFFSE
             s = tl.load(row + k + cols, mask=inside, other=0.)
             o = tl.load(OFFSET + k + cols, mask=inside, other=0.) if HAS_OFFSET else 0.
             g = t1*tl.exp(t1*s + o - top1)/z1 - share
-            if TWO: g += t2*tl.exp(t2*s + o - top2)/z2
+            if TWO:
+                o = tl.load(OFFSET + next_offset + k + cols, mask=inside, other=0.) if HAS_OFFSET else 0.
+                g += t2*tl.exp(t2*s + o - top2)/z2
             for slot in tl.static_range(SLOTS): g -= tl.where(k + cols == tl.load(IDS + i*SLOTS + slot), tl.load(W + i*SLOTS + slot), 0.)
             tl.store(GRAD + i*K + k + cols, g, mask=inside)
 
@@ -62,9 +66,10 @@ def class_contrast(scores, offset, exponents, ids, weights, background, with_gra
     if len(exponents) > 2: raise ValueError(f"exponents must be one or two, got {len(exponents)}")
     scores = scores if scores.stride(1) == 1 else scores.contiguous()
     loss, gradient = scores.new_empty(n), scores.new_empty(n, K) if with_grad else scores.new_empty(0)
+    if offset is not None: offset = offset.expand(len(exponents), -1)
     block = min(4096, triton.next_power_of_2(K))
     class_kernel[(n,)](scores, offset, ids.contiguous(), weights.contiguous(), background if background is None else background.contiguous(), loss, gradient,
-                       scores.stride(0), K, exponents[0], exponents[-1], HAS_OFFSET=offset is not None, HAS_BG=background is not None, TWO=len(exponents) == 2,
+                       scores.stride(0), 0 if offset is None else offset.stride(0), K, exponents[0], exponents[-1], HAS_OFFSET=offset is not None, HAS_BG=background is not None, TWO=len(exponents) == 2,
                        SLOTS=ids.shape[1], WITH_GRAD=with_grad, DTYPE=precision(scores), BLOCK=block, num_warps=max(1, min(8, block//256)))
     return loss, gradient
 

@@ -20,7 +20,8 @@ def literal_class(s, ids, w, background, offset, exponents):
     rows = []
     for i in range(len(s)):
         own = sum(w[i, c]*s[i, ids[i, c]] for c in range(ids.shape[1])) + background[i]*sum(s[i])/s.shape[1]
-        rows.append(sum(lse([t*s[i, k] + offset[k] for k in range(s.shape[1])]) for t in exponents) - own)
+        offsets = offset if offset.ndim == 2 else [offset]*len(exponents)
+        rows.append(sum(lse([t*s[i, k] + o[k] for k in range(s.shape[1])]) for t, o in zip(exponents, offsets)) - own)
     return torch.stack(rows)
 
 
@@ -58,6 +59,9 @@ def test_class_contrast(N, K, S_, exponents):
             lambda s: literal_class(s, ids, w, background, offset, exponents), s)
     compare(lambda s: class_contrast(s, ids, w, exponents=exponents),
             lambda s: literal_class(s, ids, w, torch.zeros(N), torch.zeros(K), exponents), s)
+    offsets = torch.stack([offset, offset.flip(0)])[:len(exponents)]
+    compare(lambda s: class_contrast(s.T.contiguous().T, ids, w, offset=offsets, exponents=exponents),  # stored by class
+            lambda s: literal_class(s, ids, w, torch.zeros(N), offsets, exponents), s)
 
 
 def sparse_case(N, M, K, slots, one_weight, seed=0):
@@ -254,6 +258,29 @@ def test_one_graph_under_compile(kind):
         run(y).backward()
     value, expected = through('plain', lambda x: soft_target_info_nce(x, t), x)
     torch.testing.assert_close(y.grad, expected)
+
+
+@pytest.mark.parametrize('kind, source', [('ids', 'in-batch'), ('one', 'in-batch'), ('one', 'closed mixed'), ('dense', 'in-batch')])
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_kept_graph_gives_its_gradient_again(kind, source, compiled):
+    "The gradient of the forward pass is scaled in place, but only by the last backward pass."
+    x = torch.randn(N, K, dtype=F64, generator=torch.Generator().manual_seed(12), requires_grad=True)
+    t, weights = targets(kind), torch.arange(1., N+1, dtype=F64)
+    def loss(x): return soft_target_info_nce(x, t, noise_probs=ETA, noise_samples=SOURCES[source](kind), reduction='none')
+    expected = through('plain', loss, x.detach())[1]
+    with set_backend('torch'): rows = (torch.compile(loss, fullgraph=True, backend='aot_eager') if compiled else loss)(x)
+    for keep in (True, True, False):
+        gradient, = torch.autograd.grad(rows, x, weights, retain_graph=keep)
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(RuntimeError, match='second time'): torch.autograd.grad(rows, x, weights)
+
+
+@pytest.mark.parametrize('kind', ['ids', 'one', 'dense'])
+def test_all_rows_of_a_jacobian_at_once(kind):
+    x, t = torch.randn(N, K, dtype=F64, generator=torch.Generator().manual_seed(13)), targets(kind)
+    def jacobian(backend, **kwargs):
+        with set_backend(backend): return torch.autograd.functional.jacobian(lambda x: soft_target_info_nce(x, t, reduction='none'), x, **kwargs)
+    torch.testing.assert_close(jacobian('torch', vectorize=True), jacobian('plain'), rtol=1e-12, atol=1e-12)
 
 
 def test_a_target_with_a_gradient_takes_the_plain_formulas():

@@ -41,6 +41,9 @@ def test_sums_over_classes(dtype, n, classes, slots, exponents):
     background, offset = torch.randn(n, dtype=F64), torch.randn(classes, dtype=F64)
     on_card(lambda s: class_contrast(s, to(ids, dtype), to(w, dtype), background=to(background, dtype), offset=to(offset, dtype), exponents=exponents),
             lambda s: literal_class(s, ids, w, background, offset, exponents), s, dtype=dtype)
+    offsets = torch.stack([offset, offset.flip(0)])[:len(exponents)]
+    on_card(lambda s: class_contrast(s, to(ids, dtype), to(w, dtype), offset=to(offsets, dtype), exponents=exponents),
+            lambda s: literal_class(s, ids, w, torch.zeros(n), offsets, exponents), s, dtype=dtype)
 
 
 def test_more_classes_than_a_block_and_a_block_without_candidates():
