@@ -62,7 +62,7 @@ ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about
 	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' $(CHOSEN) $(SWEEP)
 	for page in heads calibration; do softnce run $$page $(CHOSEN) $(SWEEP); done
 	softnce run tables $(CHOSEN) -p seeds='[0, 1, 2, 3, 4]' -p ledger=true
-	softnce run graphs && softnce collect runs/graphs --csv results/graphs.csv
+	softnce run cell_types -p folds='[0, 1, 2]' -p seeds='[0, 1, 2]' -p epochs_hard=40 -p epochs_soft=40 -p ledger=true
 	softnce run imbalance && softnce collect runs/imbalance --csv results/imbalance.csv
 
 tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the CPU (TINY=its zip file or folder)

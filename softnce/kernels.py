@@ -180,7 +180,8 @@ def pair_rows(scores, weights, own, pairs, with_grad):
     "As `bag_rows` for two classes a candidate and weights `(2,)`; also which rows may have underflowed."
     table = scores.t().contiguous()
     top = table.amax(0)
-    e1, e2 = (weights[0]*(table - top)).exp_(), (weights[1]*(table - top)).exp_()
+    x = table - top
+    e1, e2 = (weights[0]*x).exp_(), x.mul_(weights[1]).exp_()
     p1, b1, p2, b2 = pairs
     first = F.embedding_bag(p1, e2, b1, mode='sum').mul_(e1)
     z = first.sum(0)

@@ -37,13 +37,16 @@ def _agent(folder, machine):
         raise
 
 # %% ../nbs/practice/nodes.ipynb #625d80f1
-def slurm_hosts()->list: # names of the nodes of this Slurm job, or of this machine alone
-    "The machines of this job, the present one first."
-    nodes = os.environ.get('SLURM_JOB_NODELIST')
-    if not nodes: return [socket.gethostname()]
-    hosts = subprocess.run(['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=True).stdout.split()
-    me = os.environ.get('SLURMD_NODENAME', hosts[0])
-    return [me]+[h for h in hosts if h != me]
+def slurm_hosts(nodes:int=None, # so many of them; None: all
+               )->list:         # names of the nodes of this Slurm job, or of this machine alone
+    "The machines of this job, the present one first. ValueError if it has fewer than `nodes`."
+    listed, hosts = os.environ.get('SLURM_JOB_NODELIST'), [socket.gethostname()]
+    if listed and nodes != 1:
+        found = subprocess.run(['scontrol', 'show', 'hostnames', listed], capture_output=True, text=True, check=True).stdout.split()
+        me = os.environ.get('SLURMD_NODENAME', found[0])
+        hosts = [me]+[h for h in found if h != me]
+    if nodes and nodes > len(hosts): raise ValueError(f"nodes must be at most {len(hosts)}, the machines of this job, got {nodes}; sbatch --nodes={nodes} asks for them")
+    return hosts[:nodes]
 
 def _srun(host): # a command that runs what follows on a node of this job
     return ['srun', '--overlap', '--export=ALL', '--nodes=1', '--ntasks=1', '--cpu-bind=none', f'--nodelist={host}']

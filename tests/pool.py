@@ -13,6 +13,7 @@ def in_group(task, rank, size, store, timeout, args):
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout))
+    dist.barrier()  # gloo: a rank that leaves while another still connects makes that one wait until the timeout
     try: return task(rank, *args)
     finally: dist.destroy_process_group()  # also where the task raised: the others' collectives then fail too
 

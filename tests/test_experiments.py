@@ -46,6 +46,33 @@ def test_a_sweep_shows_what_it_made(name):
 def cells(name): return find_experiment(name).sources('code')
 
 
+def test_the_columns_of_graphs_are_one_training_a_run():
+    asked = needs('cell_types', dict(folds=[0, 1, 2, 3, 4], seeds=[0, 1, 2], depth=32))
+    assert list(asked) == ['graphs'] and all(len(s[k]) == 1 for s in asked['graphs'] for k in ('losses', 'folds', 'seeds'))
+    assert len({run_id('graphs', resolve(find_experiment('graphs'), s)) for s in asked['graphs']}) == 5*5*3
+
+
+def test_columns_of_graphs_by_hand():
+    "A fold is the mean over its specimens, a loss the mean over folds and seeds; losses are compared within a fold and seed."
+    shown = {'top1': 'top-1', 'class_average': 'class average', 'class_average_recall': 'recall', 'class_average_naive': 'naive class average'}
+    rows = pd.DataFrame([dict(loss=loss, fold=fold, seed=0, epoch=1, synthetic=True, stage='1', stack=str(i), **{c: v for c in shown})
+                         for loss, fold, values in (('nll', 0, [.2, .4]), ('nll', 1, [.9]), ('soft_target_cross_entropy', 0, [.2, .2]), ('soft_target_cross_entropy', 1, [.5])) for i, v in enumerate(values)])
+    class Run:
+        def __getattr__(self, name): return lambda *args: None
+    losses = ['nll', 'soft_target_cross_entropy']
+    space = dict(pd=pd, rows=rows, run=Run(), losses=losses, NAMES={l: l for l in losses}, SHOWN=shown, as_text=as_text, difference=difference)
+    for start in ('def fold_means', 'def differences_of'): exec(next(c for c in cells('cell_types') if c.startswith(start)), space)
+    assert space['columns_of'](rows).loc['nll', 'top-1'].startswith('60.0 ± ')  # (.3 + .9)/2, not 1.5/3
+    assert space['differences_of'](rows).loc['nll', 'top-1'].startswith('+25.0 ± ')  # (.1 + .4)/2
+
+
+def test_the_ledger_of_graphs():
+    df = read_ledger('cell_types')
+    assert not df.duplicated(['loss', 'fold', 'seed', 'stage', 'stack']).any() and df.synthetic.all()
+    assert len(set(zip(df.loss, df.fold, df.seed))) == 5*3*3 and df.groupby(['fold', 'seed']).loss.nunique().eq(5).all()
+    assert df[['top1', 'class_average', 'class_average_recall', 'class_average_naive']].apply(lambda c: c.between(0, 1)).all(axis=None)
+
+
 def test_the_papers_numbers():
     "The tables against the differences that the paper's section 4.1 states in words."
     space = {'pd': pd, 'losses': ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_distribution_info_nce', 'soft_target_info_nce'], 'NAMES': {k: k for k in ('nll', 'soft_target_cross_entropy', 'info_nce', 'soft_distribution_info_nce', 'soft_target_info_nce')}}

@@ -96,6 +96,7 @@ def test_a_stop_signal_reaches_every_rank(tmp_path):
 def test_one_machine_needs_no_folder(monkeypatch):
     monkeypatch.delenv('SLURM_JOB_NODELIST', raising=False)
     assert len(slurm_hosts()) == 1 and launch_nodes(max, 3, 5) == 5
+    with pytest.raises(ValueError, match='nodes must be at most 1, the machines of this job, got 3'): slurm_hosts(3)
     with pytest.raises(ValueError, match='folder must be one that all 2 machines see'): launch_nodes(max, 3, 5, hosts=['a', 'b'])
 
 

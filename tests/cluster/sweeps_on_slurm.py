@@ -172,3 +172,15 @@ def test_one_run_on_two_nodes(hurry, tmp_path):
     submit(3)
     text = sh(softnce, 'status', 'runs', '--errors', cwd=tmp_path)
     assert 'rank 3 of 4 failed' in text and text.endswith('RuntimeError: rank 3 has no data'), text
+
+
+def test_images_on_two_nodes_are_images_on_one(hurry, tmp_path):
+    "Two ranks train to the same numbers, whether on one node or on two."
+    softnce = Path(sys.executable).with_name('softnce')
+    for nodes, processes in ((2, 1), (1, 2)):
+        sh('sbatch', '--wait', '-N', nodes, '--ntasks-per-node=1', '-c', processes, '-o', tmp_path/f'job{nodes}.txt',
+           '--wrap', f'{softnce} run images -p epochs=1 -p warmup_epochs=0 -p device=cpu -p nodes={nodes} -p processes={processes}', cwd=tmp_path, check=False)
+    found = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob('runs/images/*/metrics.json')}
+    assert len(found) == 2, [(tmp_path/f'job{n}.txt').read_text() for n in (1, 2)]
+    one, two = found.values()
+    assert one == two
