@@ -1,11 +1,12 @@
 "The site: order of the pages, links, equations, figures, API entries, and maths from the site itself."
-import ast, configparser, re, shutil, subprocess, sys
+import ast, configparser, re, shutil, subprocess, sys, tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/"tools"))
@@ -51,8 +52,9 @@ def build_error():
     if not (shutil.which("quarto") or shutil.which("smalldocs")): pytest.skip("no renderer: neither quarto nor smalldocs is on PATH")
     sources = [*NBS.rglob("*"), *(ROOT/"tools").glob("*.py"), ROOT/"_quarto.yml", ROOT/"settings.ini"]
     index = DOCS/"index.html"
-    if index.exists() and index.stat().st_mtime > max(p.stat().st_mtime for p in sources if p.is_file()): return ""
-    res = subprocess.run([sys.executable, "tools/docs.py"], cwd=ROOT, text=True, capture_output=True)
+    with FileLock(Path(tempfile.gettempdir())/f"{ROOT.name}-site.lock"):  # test workers build it one after the other
+        if index.exists() and index.stat().st_mtime > max(p.stat().st_mtime for p in sources if p.is_file()): return ""
+        res = subprocess.run([sys.executable, "tools/docs.py"], cwd=ROOT, text=True, capture_output=True)
     return "\n".join(res.stderr.splitlines()[-12:]) or "tools/docs.py failed" if res.returncode else ""
 
 
