@@ -61,6 +61,9 @@ def with_gradient(op, plain, by_class=False):
     op.register_autograd(backward, setup_context=setup)
     op.register_fake(lambda x, *rest: (x.new_empty(len(x)), empty_gradient(x, by_class) if rest[-1] else x.new_empty(0)))
 
+def empty_gradient(x, by_class=False): return x.new_empty(x.shape[1], len(x)).t() if by_class else x.new_empty(*x.shape)
+
+# %% ../nbs/practice/kernels.ipynb #71me5cel
 kept = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True)
 
 def times(gradient, g):
@@ -68,8 +71,6 @@ def times(gradient, g):
     if kept() or torch.compiler.is_compiling(): return g[:, None]*gradient
     try: return gradient.mul_(g[:, None])
     except RuntimeError: return g[:, None]*gradient  # many g at once (`is_grads_batched`) do not fit into one gradient
-
-def empty_gradient(x, by_class=False): return x.new_empty(x.shape[1], len(x)).t() if by_class else x.new_empty(*x.shape)
 
 # %% ../nbs/practice/kernels.ipynb #718563ac
 def subtract_own(gradient, ids, weights):
@@ -120,7 +121,9 @@ def class_contrast(scores:Tensor,          # `(N, K)` fp32 or float64
                    exponents=(1.,),        # one sum for each
                   )->Tensor:               # `(N,)`
     "Log-sum-exps over classes minus the own score."
-    check_floats(scores=scores, weights=weights); check_rows(scores, ids, weights)
+    check_floats(scores=scores, weights=weights, **({} if offset is None else dict(offset=offset))); check_rows(scores, ids, weights)
+    shapes = scores.shape[1:], (len(exponents), scores.shape[1])
+    if offset is not None and offset.shape not in shapes: raise ValueError(f"offset must have shape {tuple(shapes[0])} or {shapes[1]}, got {tuple(offset.shape)}")
     return class_op(scores, offset, list(exponents), ids, weights, background, recorded(scores))[0]
 
 # %% ../nbs/practice/kernels.ipynb #5e59ab2e

@@ -47,3 +47,8 @@ def test_a_damaged_file_stops_the_run_with_its_name(tissue, tmp_path):
     process = start(tmp_path/'runs', '-p', f"data_root={tmp_path/'data'}")
     said = process.communicate()[0]
     assert process.returncode == 1 and f'{bad.name}: not a readable HDF5 file' in said, said
+
+
+def test_a_fold_that_synthetic_tissue_does_not_have(tmp_path):
+    done = subprocess.run([*TEST[:5], '-p', 'folds=[0,3]', '--out', str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1 and 'folds must be below per_stage=3 on synthetic tissue, got [0, 3]' in done.stderr, done.stderr
