@@ -6,23 +6,19 @@
 __all__ = ['slurm_hosts', 'launch_nodes']
 
 # %% ../nbs/practice/nodes.ipynb #440a16d5
-import os, pickle, signal, socket, subprocess, sys, tempfile, time, traceback
+import os, pickle, signal, socket, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
-from .training import StopRequested, launch, _worker
+from .training import StopRequested, launch, _cause, _note_signal, _worker
 
 # %% ../nbs/practice/nodes.ipynb #da524fb2
 def _rank(folder, function, args, kwargs):
-    "What a process does. Rank 0 leaves its result; an error goes to a file named after the time, before others fail because of it."
-    rank, world = os.environ['RANK'], os.environ['WORLD_SIZE']
-    try: result = _worker(function, args, kwargs)
-    except Exception:
-        (Path(folder)/f'error-{time.time_ns()}').write_text(f'rank {rank} of {world} failed\n{traceback.format_exc()}')
-        raise
-    if rank == '0': (Path(folder)/'result.pkl').write_bytes(pickle.dumps(result))
+    "What a process does; rank 0 leaves its result."
+    result = _worker(folder, function, args, kwargs)
+    if os.environ['RANK'] == '0': (folder/'result.pkl').write_bytes(pickle.dumps(result))
 
 def _agent(folder, machine):
-    "Run this machine's processes; a process that was killed leaves no error of its own, so its agent does."
+    "Run this machine's processes."
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     from softnce.nodes import _rank # spawned processes import it
@@ -30,11 +26,8 @@ def _agent(folder, machine):
     sys.path[:0] = [p for p in job['path'] if p not in sys.path]
     setup = LaunchConfig(min_nodes=job['nodes'], max_nodes=job['nodes'], nproc_per_node=job['processes'], start_method='spawn', max_restarts=0,
                          run_id=folder.name, rdzv_backend='static', rdzv_endpoint=job['endpoint'], rdzv_configs=dict(rank=machine, timeout=900))
-    try: elastic_launch(setup, _rank)(str(folder), *pickle.loads(job['call']))
-    except ChildFailedError as e:
-        rank, failure = e.get_first_failure()
-        if failure.exitcode < 0: (folder/f'killed-{machine}').write_text(f'rank {rank} was killed by {failure.signal_name()}; was there enough memory?')
-        raise
+    try: elastic_launch(setup, _rank)(folder, *pickle.loads(job['call']))
+    except ChildFailedError as e: _note_signal(folder, e); raise
 
 # %% ../nbs/practice/nodes.ipynb #625d80f1
 def slurm_hosts(nodes:int=None, # so many of them; None: all
@@ -81,10 +74,8 @@ def _end(agents, seconds):
         while any(a.poll() is None for a in agents) and time.monotonic() < end: time.sleep(.1)
         end = time.monotonic()+40 # an agent gives its processes 30 s to write a checkpoint
 
-def _cause(folder, failed):
-    "Why it failed: a process that was killed, the first error of a rank, or an agent's last words."
-    for pattern in ('killed-*', 'error-*'):
-        if found := sorted(folder.glob(pattern)): return found[0].read_text()
+def _last_words(folder, failed):
+    "Of agents that failed by themselves."
     return '\n'.join(f"machine {m} ended with exit code {code}: {(folder/f'agent{m}.log').read_text(errors='replace')[-2000:]}" for m, code in failed.items())
 
 # %% ../nbs/practice/nodes.ipynb #8ab781c4
@@ -108,7 +99,7 @@ def launch_nodes(function, *args, processes:int=1, # of each machine, one a GPU
     finally:
         failed = {m: a.returncode for m, a in enumerate(agents) if a.poll()}
         _end(agents, 5 if failed else 0)
-    if failed: raise RuntimeError(_cause(folder, failed))
+    if failed: raise RuntimeError(_cause(folder) or _last_words(folder, failed))
     word, result = pickle.loads((folder/'result.pkl').read_bytes())
     if word == 'stopped': raise StopRequested(result)
     return result

@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'cosine_lr', 'scaled_lr', 'param_groups', 'classificat
            'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit', 'ranks', 'launch']
 
 # %% ../nbs/practice/training.ipynb #6afc8815
-import math, os, random, signal, threading
+import math, os, random, signal, tempfile, threading, time, traceback
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -395,20 +395,38 @@ def ranks(device='auto')->tuple: # rank, number of ranks, device
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
     return rank, world, f'cuda:{local}' if device != 'cpu' and torch.cuda.is_available() else 'cpu'
 
-def _worker(function, args, kwargs): # in a process of its own
+def _worker(folder, function, args, kwargs):
+    "What a process does. An error goes to a file named after the time, before other ranks fail because of it."
     try: return 'done', function(*args, **kwargs)
     except StopRequested as e: return 'stopped', str(e)
+    except Exception:
+        (folder/f'error-{time.time_ns()}').write_text(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed\n{traceback.format_exc()}")
+        raise
+
+def _note_signal(folder, error):
+    "Write down which rank a signal killed; it leaves no error of its own. `error` is elastic launch's."
+    rank, failure = error.get_first_failure()
+    if failure.exitcode >= 0: return
+    why = 'was there enough memory?' if failure.signal_name() == 'SIGKILL' else 'often because another rank failed'
+    (folder/f'killed-{rank}').write_text(f'rank {rank} was killed by {failure.signal_name()}; {why}')
+
+def _cause(folder):
+    "Why ranks failed: what a signal killed, then the first error. Each may be due to the other, so both are told."
+    return '\n'.join(f.read_text() for f in (*sorted(folder.glob('killed-*')), *sorted(folder.glob('error-*'))[:1]))
 
 def launch(function, *args, processes=1, **kwargs): # what the first rank's call returns
-    "Call a function of an importable module, once or in so many processes of this machine (one a GPU). An error in any of them is an error here."
+    "Call a function of an importable module, once or in so many processes of this machine (one a GPU). RuntimeError with the traceback if any rank fails."
     if processes == 1: return function(*args, **kwargs)
     from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     setup = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, start_method='spawn', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0)
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
-    try: results = elastic_launch(setup, _worker)(function, args, kwargs)
-    except SignalException as e: raise StopRequested(f"{e.sigval.name} came: all ranks were told to stop") from None
-    finally:
-        for s, handler in before.items(): signal.signal(s, handler)
+    with tempfile.TemporaryDirectory() as folder:
+        try: results = elastic_launch(setup, _worker)(Path(folder), function, args, kwargs)
+        except SignalException as e: raise StopRequested(f"{e.sigval.name} came: all ranks were told to stop") from None
+        except ChildFailedError as e: _note_signal(Path(folder), e); raise RuntimeError(_cause(Path(folder)) or str(e)) from None
+        finally:
+            for s, handler in before.items(): signal.signal(s, handler)
     if stopped := [text for word, text in results.values() if word == 'stopped']: raise StopRequested(stopped[0])
     return results[0][1]

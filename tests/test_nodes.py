@@ -1,5 +1,5 @@
 "softnce.nodes: several machines, which are processes of this one: the loss of one process, and errors of any rank."
-import os, signal
+import os, signal, threading, time
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from softnce.nodes import launch_nodes, slurm_hosts
 from softnce.targets import smooth
 from softnce.losses import SoftTargetInfoNCE
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,7 @@ def job(how='', machine_rank=1):
 def here(tmp_path, n=2): return dict(hosts=['localhost']*n, start=lambda host: [], folder=tmp_path)
 
 
+@slow
 def test_two_machines_see_the_loss_of_one_process(tmp_path):
     import test_nodes
     value, gradient = step(0, 1)
@@ -54,6 +55,7 @@ def test_two_machines_see_the_loss_of_one_process(tmp_path):
     torch.testing.assert_close(got['gradient'], gradient, rtol=0, atol=1e-12)
 
 
+@slow
 @pytest.mark.parametrize('how, message', [('raises', '(?s)rank 1 of 2 failed\nTraceback.*ValueError: rank 1 has no data'), ('killed', 'rank 1 was killed by SIGKILL; was there enough memory')])
 def test_an_error_on_the_other_machine_is_an_error_here(tmp_path, how, message):
     import test_nodes
@@ -62,6 +64,26 @@ def test_an_error_on_the_other_machine_is_an_error_here(tmp_path, how, message):
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def abort_after_failure(mark):
+    "Rank 1 fails, and takes its time to end; rank 0 is aborted, as gloo does at times to a rank that has lost another."
+    if os.environ['RANK'] == '1':
+        threading.Thread(target=time.sleep, args=(30,)).start()
+        mark.write_text('failing')
+        raise ValueError('rank 1 has no data')
+    while not mark.exists(): time.sleep(.05)
+    time.sleep(.5)
+    os.abort()
+
+
+@pytest.mark.parametrize('machines', [1, 2])
+def test_an_abort_does_not_hide_the_error_before_it(tmp_path, machines):
+    import test_nodes
+    with pytest.raises(RuntimeError, match='(?s)^rank 0 was killed by SIGABRT; often because another rank failed\nrank 1 of 2 failed\nTraceback.*ValueError: rank 1 has no data$') as e:
+        launch_nodes(test_nodes.abort_after_failure, tmp_path/'mark', processes=2//machines, **here(tmp_path, machines))
+    assert str(e.value).count('Traceback') == 1
+
+
+@slow
 def test_a_machine_that_never_comes(tmp_path):
     import test_nodes
     with pytest.raises(RuntimeError, match='machine 1 ended with exit code 5: no such machine'):
@@ -70,7 +92,6 @@ def test_a_machine_that_never_comes(tmp_path):
 
 def sleeper(path):
     "A rank that notes the stop signal, as `fit` does, and says so."
-    import time
     from softnce.training import StopRequested
     came = []
     signal.signal(signal.SIGTERM, lambda *a: came.append(1))
@@ -80,8 +101,8 @@ def sleeper(path):
     raise StopRequested('step 5')
 
 
+@slow
 def test_a_stop_signal_reaches_every_rank(tmp_path):
-    import threading, time
     import test_nodes
     from softnce.training import StopRequested
     ready = [tmp_path/f'r-{i}' for i in (0, 1)]

@@ -492,7 +492,7 @@ def test_two_ranks_train_the_network_of_one(source, accumulate, tmp_path):
 @pytest.mark.slow
 def test_an_error_in_one_rank_is_an_error_here(tmp_path):
     import test_training
-    with pytest.raises(Exception, match='rank 1 fails'): launch(test_training.rank_job, 'hard', str(tmp_path), fail=True, processes=2)
+    with pytest.raises(RuntimeError, match='(?s)rank 1 of 2 failed\n.*rank 1 fails'): launch(test_training.rank_job, 'hard', str(tmp_path), fail=True, processes=2)
 
 
 @pytest.mark.slow

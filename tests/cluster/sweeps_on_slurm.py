@@ -171,7 +171,8 @@ def test_one_run_on_two_nodes(hurry, tmp_path):
     assert rows == [dict(total=0+1+2+3, where='n1 n1 n2 n2')], (tmp_path/'job.txt').read_text()
     submit(3)
     text = sh(softnce, 'status', 'runs', '--errors', cwd=tmp_path)
-    assert 'rank 3 of 4 failed' in text and text.endswith('RuntimeError: rank 3 has no data'), text
+    logs = '\n'.join(p.read_text(errors='replace') for p in tmp_path.glob('runs/ranks/*/nodes-*/agent*.log'))
+    assert 'rank 3 of 4 failed' in text and text.endswith('RuntimeError: rank 3 has no data'), text+logs
 
 
 def test_images_on_two_nodes_are_images_on_one(hurry, tmp_path):
