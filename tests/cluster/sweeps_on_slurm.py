@@ -63,9 +63,10 @@ class Project:
     def metrics(self): return {m['seed']: m['x'] for p in self.folder.glob('runs/walk/*/metrics.json') for m in [json.loads(p.read_text())]}
     def wait_for(self, condition, seconds=400):
         end = time.monotonic()+seconds
-        while not condition():
+        while not (found := condition()):
             assert time.monotonic() < end, f'never got there:\n{self.log.read_text()[-6000:]}\n{sh("squeue", check=False)}\n{self.attempts()}'
             time.sleep(.3)
+        return found
     def finish(self, head, code=0, seconds=600):
         try: head.wait(seconds)
         except subprocess.TimeoutExpired: head.kill()
@@ -81,7 +82,7 @@ def undisturbed(seed, steps):
 
 def test_four_runs_have_their_own_gpus(hurry, tmp_path):
     "Two nodes, 8 GPUs each, 4 runs of 4: all at once, no GPU twice."
-    project = Project(tmp_path, gpu=4, seeds=[0, 1, 2, 3], steps=12)
+    project = Project(tmp_path, gpu=4, seeds=[0, 1, 2, 3], steps=40)
     project.finish(project.snakemake('table1'))
     starts = [a for a in project.attempts() if 'gpus' in a]
     assert len(starts) == 4
@@ -89,9 +90,9 @@ def test_four_runs_have_their_own_gpus(hurry, tmp_path):
     assert len(used) == len(set(used)) == 16, used
     ends = [a['finished'] for a in project.attempts() if 'finished' in a]
     assert max(a['at'] for a in starts) < min(ends), 'they did not overlap'
-    assert project.metrics() == {s: undisturbed(s, 12) for s in range(4)}
+    assert project.metrics() == {s: undisturbed(s, 40) for s in range(4)}
     table = pd.read_csv(next(tmp_path.glob('runs/walks/*/ends.csv')))
-    assert table['x'].tolist() == pytest.approx([undisturbed(s, 12) for s in range(4)], abs=1e-12)
+    assert table['x'].tolist() == pytest.approx([undisturbed(s, 40) for s in range(4)], abs=1e-12)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob('runs/*/*/*')}
     project.finish(project.snakemake('table1'))
     assert 'Nothing to be done' in project.log.read_text() and {p: p.stat().st_mtime_ns for p in tmp_path.glob('runs/*/*/*')} == before
@@ -116,24 +117,25 @@ def test_a_wrong_partition(hurry, tmp_path):
 
 
 def test_twelve_runs_one_preemption_one_lost_node_one_killed_head(hurry, tmp_path):
-    steps = 40
+    steps = 60
     project = Project(tmp_path, gpu=4, seeds=list(range(12)), steps=steps)
     start = lambda: project.snakemake('--default-resources', 'slurm_partition=spot')
     head = start()
-    running = lambda node, past=3: [p for p in tmp_path.glob('runs/walk/*/history.csv') if p.read_text().count('\n') > past and not (p.parent/'metrics.json').exists()
-                                     and json.loads((p.parent/'attempts.jsonl').read_text().splitlines()[-1]).get('node') == node]
-    # a job of the gpu partition takes node n1: its two runs checkpoint and go back to the queue
-    project.wait_for(lambda: len(running('n1')) == 2)
-    preempted = {p.parent.name for p in running('n1')}
+    def running(node):
+        "Runs under way on a node, ten seconds or more from their end: what comes next hits them in the middle."
+        jobs = sh('squeue', '-h', '-t', 'R', '-w', node, '-o', '%A').split()
+        return {p.parent.name for p in tmp_path.glob('runs/walk/*/history.csv') if 3 < p.read_text().count('\n') < steps-20
+                and json.loads((p.parent/'attempts.jsonl').read_text().splitlines()[-1]).get('job') in jobs}
+    # a job of the gpu partition takes node n1: its runs checkpoint and go back to the queue
+    preempted = project.wait_for(lambda: running('n1'))
     sh('sbatch', '-p', 'gpu', '-w', 'n1', '--gpus=8', '-J', 'urgent', '-o', '/dev/null', '--wrap', 'sleep 5', cwd=tmp_path)
     project.wait_for(lambda: all('stopped and unfinished' in (tmp_path/f'runs/walk/{i}/log.txt').read_text() for i in preempted))
     # node n2 dies with its runs
-    project.wait_for(lambda: len(running('n2')) == 2)
-    lost = {p.parent.name for p in running('n2')}-preempted
+    lost = project.wait_for(lambda: running('n2')-preempted)
     sh(SLURM, 'lose', 'n2')
     at = time.monotonic()
     # the head is killed while runs go on, and started again
-    project.wait_for(lambda: len(running('n1')) == 2)
+    project.wait_for(lambda: running('n1'))
     head.kill()
     head.wait()
     in_queue = sh('squeue', '-h', '--me').count('softnce')
@@ -150,7 +152,6 @@ def test_twelve_runs_one_preemption_one_lost_node_one_killed_head(hurry, tmp_pat
     assert len(ends) == len(set(ends)) == len(starts) == 12, 'twelve runs, each finished once'
     for i in starts: assert (tmp_path/f'runs/walk/{i}/log.txt').read_text().count(': finished') == 1
     assert all(len(starts[i]) >= 2 and starts[i][-1] > 0 for i in preempted | lost), (preempted, lost, starts)
-    assert preempted and lost, 'both disturbances hit a run'
     assert 'jobs of an earlier Snakemake are still in the queue' in project.log.read_text()
     # and what it did not change
     assert project.metrics() == {s: undisturbed(s, steps) for s in range(12)}
