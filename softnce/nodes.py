@@ -9,24 +9,18 @@ __all__ = ['slurm_hosts', 'launch_nodes']
 import os, pickle, signal, socket, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
-from .training import StopRequested, launch, _cause, _note_signal, _worker
+from .training import StopRequested, launch, _note_signal, _outcome, _worker
 
 # %% ../nbs/practice/nodes.ipynb #da524fb2
-def _rank(folder, function, args, kwargs):
-    "What a process does; rank 0 leaves its result."
-    result = _worker(folder, function, args, kwargs)
-    if os.environ['RANK'] == '0': (folder/'result.pkl').write_bytes(pickle.dumps(result))
-
 def _agent(folder, machine):
     "Run this machine's processes."
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    from softnce.nodes import _rank # spawned processes import it
     job = pickle.loads((folder/'job.pkl').read_bytes())
     sys.path[:0] = [p for p in job['path'] if p not in sys.path]
     setup = LaunchConfig(min_nodes=job['nodes'], max_nodes=job['nodes'], nproc_per_node=job['processes'], start_method='spawn', max_restarts=0,
                          run_id=folder.name, rdzv_backend='static', rdzv_endpoint=job['endpoint'], rdzv_configs=dict(rank=machine, timeout=900))
-    try: elastic_launch(setup, _rank)(folder, *pickle.loads(job['call']))
+    try: elastic_launch(setup, _worker)(folder, *pickle.loads(job['call']))
     except ChildFailedError as e: _note_signal(folder, e); raise
 
 # %% ../nbs/practice/nodes.ipynb #625d80f1
@@ -99,7 +93,4 @@ def launch_nodes(function, *args, processes:int=1, # of each machine, one a GPU
     finally:
         failed = {m: a.returncode for m, a in enumerate(agents) if a.poll()}
         _end(agents, 5 if failed else 0)
-    if failed: raise RuntimeError(_cause(folder) or _last_words(folder, failed))
-    word, result = pickle.loads((folder/'result.pkl').read_bytes())
-    if word == 'stopped': raise StopRequested(result)
-    return result
+    return _outcome(folder, _last_words(folder, failed))

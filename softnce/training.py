@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'cosine_lr', 'scaled_lr', 'param_groups', 'classificat
            'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit', 'ranks', 'launch']
 
 # %% ../nbs/practice/training.ipynb #6afc8815
-import math, os, random, signal, tempfile, threading, time, traceback
+import math, os, pickle, random, signal, tempfile, threading, time, traceback
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -181,7 +181,8 @@ def _own_randomness(seed):
 
 # %% ../nbs/practice/training.ipynb #8f245f3c
 class StopRequested(Exception):
-    "SIGTERM or SIGUSR1 came: the step is finished, the checkpoint written, and the same call goes on from it."
+    "SIGTERM or SIGUSR1 came: the step is finished, the checkpoint written, and the same call goes on from it. `came` names what this process got itself."
+    def __init__(self, text, came=()): super().__init__(text); self.came = tuple(came)
 
 @contextmanager
 def _signals(): # a list that gets the name of a signal when one comes
@@ -354,7 +355,7 @@ def _train_epoch(job, loader, came): # the rest of the present epoch
         with set_value_checks(job.acc.device.type == 'cpu' or job.batch == 0): _step(job, inputs, targets, n)
         stop = [name for names in _per_rank(job, came[-1:]) for name in names]
         if stop or job.config.checkpoint_steps and (job.epoch*n+job.batch) % job.config.checkpoint_steps == 0: _save(job)
-        if stop: raise StopRequested(f"{stop[0]} came: stopped after step {job.epoch*n+job.batch}; checkpoint: {job.saved}")
+        if stop: raise StopRequested(f"{stop[0]} came: stopped after step {job.epoch*n+job.batch}; checkpoint: {job.saved}", came)
     return [sum(v) for v in zip(*_per_rank(job, job.sums))]
 
 # %% ../nbs/practice/training.ipynb #6b9221ac
@@ -396,12 +397,21 @@ def ranks(device='auto')->tuple: # rank, number of ranks, device
     return rank, world, f'cuda:{local}' if device != 'cpu' and torch.cuda.is_available() else 'cpu'
 
 def _worker(folder, function, args, kwargs):
-    "What a process does. An error goes to a file named after the time, before other ranks fail because of it."
-    try: return 'done', function(*args, **kwargs)
-    except StopRequested as e: return 'stopped', str(e)
+    "What a process does. The first leaves its result; an error goes to a file named after the time, before other ranks fail because of it."
+    rank, came = os.environ['RANK'], ()
+    try:
+        result = function(*args, **kwargs)
+        if rank == '0': (folder/'result.pkl').write_bytes(pickle.dumps(result))
+    except StopRequested as e:
+        came = e.came
+        (folder/f'stopped-{rank}').write_text(str(e))
     except Exception:
-        (folder/f'error-{time.time_ns()}').write_text(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed\n{traceback.format_exc()}")
+        (folder/f'error-{time.time_ns()}').write_text(f"rank {rank} of {os.environ['WORLD_SIZE']} failed\n{traceback.format_exc()}")
         raise
+    if 'SIGTERM' in came: # as a process does that is told to end: an agent that was told so too takes no result, and lets the rank wait for 30 s
+        time.sleep(1)     # the others leave their last collective call
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 def _note_signal(folder, error):
     "Write down which rank a signal killed; it leaves no error of its own. `error` is elastic launch's."
@@ -410,9 +420,12 @@ def _note_signal(folder, error):
     why = 'was there enough memory?' if failure.signal_name() == 'SIGKILL' else 'often because another rank failed'
     (folder/f'killed-{rank}').write_text(f'rank {rank} was killed by {failure.signal_name()}; {why}')
 
-def _cause(folder):
-    "Why ranks failed: what a signal killed, then the first error. Each may be due to the other, so both are told."
-    return '\n'.join(f.read_text() for f in (*sorted(folder.glob('killed-*')), *sorted(folder.glob('error-*'))[:1]))
+def _outcome(folder, failure=None):
+    "What the first rank returned; StopRequested; or RuntimeError: what a signal killed, then the first error. Each may be due to the other, so both are told."
+    killed, errors, stopped = (sorted(folder.glob(f'{kind}-*')) for kind in ('killed', 'error', 'stopped'))
+    if stopped and not errors: raise StopRequested(stopped[0].read_text())
+    if failure: raise RuntimeError('\n'.join(f.read_text() for f in (*killed, *errors[:1])) or failure)
+    return pickle.loads((folder/'result.pkl').read_bytes())
 
 def launch(function, *args, processes=1, **kwargs): # what the first rank's call returns
     "Call a function of an importable module, once or in so many processes of this machine (one a GPU). RuntimeError with the traceback if any rank fails."
@@ -423,10 +436,12 @@ def launch(function, *args, processes=1, **kwargs): # what the first rank's call
     setup = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, start_method='spawn', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0)
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     with tempfile.TemporaryDirectory() as folder:
-        try: results = elastic_launch(setup, _worker)(Path(folder), function, args, kwargs)
+        folder, failure = Path(folder), None
+        try: elastic_launch(setup, _worker)(folder, function, args, kwargs)
         except SignalException as e: raise StopRequested(f"{e.sigval.name} came: all ranks were told to stop") from None
-        except ChildFailedError as e: _note_signal(Path(folder), e); raise RuntimeError(_cause(Path(folder)) or str(e)) from None
+        except ChildFailedError as e:
+            failure = str(e)
+            _note_signal(folder, e)
         finally:
             for s, handler in before.items(): signal.signal(s, handler)
-    if stopped := [text for word, text in results.values() if word == 'stopped']: raise StopRequested(stopped[0])
-    return results[0][1]
+        return _outcome(folder, failure)

@@ -98,20 +98,38 @@ def sleeper(path):
     with open(f"{path}-{os.environ['RANK']}", 'w') as f: f.write('ready')
     while not came: time.sleep(.05)
     with open(f"{path}-{os.environ['RANK']}", 'w') as f: f.write('checkpoint')
-    raise StopRequested('step 5')
+    raise StopRequested('step 5', ['SIGTERM'])
 
 
-@slow
-def test_a_stop_signal_reaches_every_rank(tmp_path):
+def stops_late(came):
+    "Rank 0 is still at its checkpoint when rank 1 is ready; neither was told by the agent."
+    from softnce.training import StopRequested
+    if os.environ['RANK'] == '0': time.sleep(2)
+    raise StopRequested('step 7', came)
+
+
+@pytest.mark.parametrize('machines, sent', [(1, signal.SIGTERM), (2, signal.SIGUSR1)])
+def test_a_stop_signal_reaches_every_rank(tmp_path, machines, sent, capfd):
     import test_nodes
     from softnce.training import StopRequested
     ready = [tmp_path/f'r-{i}' for i in (0, 1)]
     def stop():
         while not all(p.exists() and p.read_text() for p in ready): time.sleep(.05)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), sent)
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(StopRequested): launch_nodes(test_nodes.sleeper, str(tmp_path/'r'), processes=1, **here(tmp_path))
+    with pytest.raises(StopRequested): launch_nodes(test_nodes.sleeper, str(tmp_path/'r'), processes=2//machines, **here(tmp_path, machines))
     assert [p.read_text() for p in ready] == ['checkpoint']*2
+    logs = capfd.readouterr().err + ''.join(p.read_text() for p in tmp_path.glob('nodes-*/agent*.log'))
+    assert 'Closing process' in logs and 'Unable to shutdown' not in logs, 'ranks end by themselves, they are not killed'
+
+
+@slow
+@pytest.mark.parametrize('machines', [1, 2])
+@pytest.mark.parametrize('came', [['SIGUSR1'], ['SIGTERM']])
+def test_ranks_that_stop_by_themselves(tmp_path, machines, came):
+    import test_nodes
+    from softnce.training import StopRequested
+    with pytest.raises(StopRequested, match='^step 7$'): launch_nodes(test_nodes.stops_late, came, processes=2//machines, **here(tmp_path, machines))
 
 
 def test_one_machine_needs_no_folder(monkeypatch):
