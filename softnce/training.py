@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'cosine_lr', 'scaled_lr', 'param_groups', 'classification_metrics', 'predict', 'read_out', 'evaluate',
-           'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit', 'ranks', 'launch']
+           'save_checkpoint', 'load_checkpoint', 'StopRequested', 'micro_losses', 'fit', 'ranks']
 
 # %% ../nbs/practice/training.ipynb #6afc8815
-import math, os, pickle, random, signal, tempfile, threading, time, traceback
+import math, os, random, signal, threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -395,53 +395,3 @@ def ranks(device='auto')->tuple: # rank, number of ranks, device
     "This process among those of `launch` or torchrun, and the device it trains on."
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
     return rank, world, f'cuda:{local}' if device != 'cpu' and torch.cuda.is_available() else 'cpu'
-
-def _worker(folder, function, args, kwargs):
-    "What a process does. The first leaves its result; an error goes to a file named after the time, before other ranks fail because of it."
-    rank, came = os.environ['RANK'], ()
-    try:
-        result = function(*args, **kwargs)
-        if rank == '0': (folder/'result.pkl').write_bytes(pickle.dumps(result))
-    except StopRequested as e:
-        came = e.came
-        (folder/f'stopped-{rank}').write_text(str(e))
-    except Exception:
-        (folder/f'error-{time.time_ns()}').write_text(f"rank {rank} of {os.environ['WORLD_SIZE']} failed\n{traceback.format_exc()}")
-        raise
-    if 'SIGTERM' in came: # as a process does that is told to end: an agent that was told so too takes no result, and lets the rank wait for 30 s
-        time.sleep(1)     # the others leave their last collective call
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-def _note_signal(folder, error):
-    "Write down which rank a signal killed; it leaves no error of its own. `error` is elastic launch's."
-    rank, failure = error.get_first_failure()
-    if failure.exitcode >= 0: return
-    why = 'was there enough memory?' if failure.signal_name() == 'SIGKILL' else 'often because another rank failed'
-    (folder/f'killed-{rank}').write_text(f'rank {rank} was killed by {failure.signal_name()}; {why}')
-
-def _outcome(folder, failure=None):
-    "What the first rank returned; StopRequested; or RuntimeError: what a signal killed, then the first error. Each may be due to the other, so both are told."
-    killed, errors, stopped = (sorted(folder.glob(f'{kind}-*')) for kind in ('killed', 'error', 'stopped'))
-    if stopped and not errors: raise StopRequested(stopped[0].read_text())
-    if failure: raise RuntimeError('\n'.join(f.read_text() for f in (*killed, *errors[:1])) or failure)
-    return pickle.loads((folder/'result.pkl').read_bytes())
-
-def launch(function, *args, processes=1, **kwargs): # what the first rank's call returns
-    "Call a function of an importable module, once or in so many processes of this machine (one a GPU). RuntimeError with the traceback if any rank fails."
-    if processes == 1: return function(*args, **kwargs)
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    setup = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, start_method='spawn', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0)
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
-    with tempfile.TemporaryDirectory() as folder:
-        folder, failure = Path(folder), None
-        try: elastic_launch(setup, _worker)(folder, function, args, kwargs)
-        except SignalException as e: raise StopRequested(f"{e.sigval.name} came: all ranks were told to stop") from None
-        except ChildFailedError as e:
-            failure = str(e)
-            _note_signal(folder, e)
-        finally:
-            for s, handler in before.items(): signal.signal(s, handler)
-        return _outcome(folder, failure)

@@ -1,6 +1,7 @@
 "softnce.nodes: several machines, which are processes of this one: the loss of one process, and errors of any rank."
-import os, signal, threading, time
+import os, signal, subprocess, sys, threading, time
 
+import psutil
 import pytest
 import torch
 
@@ -101,6 +102,21 @@ def sleeper(path):
     raise StopRequested('step 5', ['SIGTERM'])
 
 
+@pytest.mark.parametrize('machines', [1, 2])
+def test_no_rank_outlives_a_killed_notebook(tmp_path, machines):
+    "Else it would go on writing to a run that the next start takes over."
+    code = f"""import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+import test_nodes
+from pathlib import Path
+test_nodes.launch_nodes(test_nodes.sleeper, {str(tmp_path/'r')!r}, processes={2//machines}, **test_nodes.here(Path({str(tmp_path)!r}), {machines}))"""
+    notebook = subprocess.Popen([sys.executable, '-c', code])
+    while not all((tmp_path/f'r-{i}').exists() for i in (0, 1)): time.sleep(.1); assert notebook.poll() is None
+    family = psutil.Process(notebook.pid).children(recursive=True)
+    assert len(family) >= machines + 2
+    notebook.kill(); notebook.wait()
+    assert not psutil.wait_procs(family, timeout=60)[1]
+
+
 def stops_late(came):
     "Rank 0 is still at its checkpoint when rank 1 is ready; neither was told by the agent."
     from softnce.training import StopRequested
@@ -117,9 +133,11 @@ def test_a_stop_signal_reaches_every_rank(tmp_path, machines, sent, capfd):
         while not all(p.exists() and p.read_text() for p in ready): time.sleep(.05)
         os.kill(os.getpid(), sent)
     threading.Thread(target=stop, daemon=True).start()
+    before = psutil.Process().children()
     with pytest.raises(StopRequested): launch_nodes(test_nodes.sleeper, str(tmp_path/'r'), processes=2//machines, **here(tmp_path, machines))
     assert [p.read_text() for p in ready] == ['checkpoint']*2
-    logs = capfd.readouterr().err + ''.join(p.read_text() for p in tmp_path.glob('nodes-*/agent*.log'))
+    assert psutil.Process().children() == before, 'nothing that a closing kernel would wait for'
+    logs = capfd.readouterr().out + ''.join(p.read_text() for p in tmp_path.glob('nodes-*/agent*.log'))
     assert 'Closing process' in logs and 'Unable to shutdown' not in logs, 'ranks end by themselves, they are not killed'
 
 

@@ -9,9 +9,10 @@ from softnce.batches import Batches, Mixing
 from softnce.images import digits
 from softnce.losses import NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE
 from softnce.models import SmallCNN
+from softnce.nodes import launch
 from softnce.noise import ClosedForm, Fresh, Queue
 from softnce.targets import SparseTargets, mix, smooth
-from softnce.training import (StopRequested, TrainConfig, cosine_lr, evaluate, fit, launch, load_checkpoint, micro_losses, param_groups, predict,
+from softnce.training import (StopRequested, TrainConfig, cosine_lr, evaluate, fit, load_checkpoint, micro_losses, param_groups, predict,
                               read_out, save_checkpoint, scaled_lr)
 
 
