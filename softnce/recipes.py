@@ -111,7 +111,7 @@ def train_images(dataset:dict, # arguments of `load`
                  loss:dict,    # arguments of `make_loss` but for the labels
                  folder,       # where `last.pt` and `result.pt` are kept
                  seed:int=0, device='auto', num_workers:int=0, on_epoch=None, **config)->dict: # valid, test: logits and labels; last: the last row; corrupt: names
-    "One training, resumed or read back if it is finished. On each rank the same call, as `launch` makes it."
+    "One training, resumed or read back if it is finished. On each rank the same call, as `launch_nodes` makes it."
     if (done := load_checkpoint(Path(folder)/'result.pt')) is not None: return done
     if device == 'cpu' and s['model'] == 'small_cnn': torch.set_num_threads(1)
     rank, world, where = ranks(device)

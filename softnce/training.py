@@ -392,6 +392,6 @@ def _rate_of(job): return max(g['lr']/g.get('lr_scale', 1.) for g in job.optimiz
 
 # %% ../nbs/practice/training.ipynb #295af95b
 def ranks(device='auto')->tuple: # rank, number of ranks, device
-    "This process among those of `launch` or torchrun, and the device it trains on."
+    "This process among those of `launch_nodes` or torchrun, and the device it trains on."
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
     return rank, world, f'cuda:{local}' if device != 'cpu' and torch.cuda.is_available() else 'cpu'

@@ -9,7 +9,7 @@ from softnce.batches import Batches, Mixing
 from softnce.images import digits
 from softnce.losses import NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE
 from softnce.models import SmallCNN
-from softnce.nodes import launch
+from softnce.nodes import launch_nodes
 from softnce.noise import ClosedForm, Fresh, Queue
 from softnce.targets import SparseTargets, mix, smooth
 from softnce.training import (StopRequested, TrainConfig, cosine_lr, evaluate, fit, load_checkpoint, micro_losses, param_groups, predict,
@@ -475,7 +475,7 @@ class Fixed: # smoothing only: mixing partners depend on the rows a rank has
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch): # by the processes that `launch` spawns
+def importable(monkeypatch): # by the processes that `launch_nodes` spawns
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([os.path.dirname(__file__), os.environ.get('PYTHONPATH', '')]))
 
 
@@ -484,7 +484,7 @@ def importable(monkeypatch): # by the processes that `launch` spawns
 def test_two_ranks_train_the_network_of_one(source, accumulate, tmp_path):
     import test_training
     one = rank_job(source, None)
-    two = launch(test_training.rank_job, source, str(tmp_path), accumulate, processes=2)
+    two = launch_nodes(test_training.rank_job, source, str(tmp_path), accumulate, processes=2)
     torch.testing.assert_close(two['weights'], one['weights'], rtol=0, atol=1e-7)
     torch.testing.assert_close(two['logits'], one['logits'], rtol=0, atol=1e-6)
     assert {k: two['last'][k] for k in ('train_loss', 'nll', 'top1')} == pytest.approx({k: one['last'][k] for k in ('train_loss', 'nll', 'top1')}, abs=1e-7)
@@ -493,15 +493,15 @@ def test_two_ranks_train_the_network_of_one(source, accumulate, tmp_path):
 @pytest.mark.slow
 def test_an_error_in_one_rank_is_an_error_here(tmp_path):
     import test_training
-    with pytest.raises(RuntimeError, match='(?s)rank 1 of 2 failed\n.*rank 1 fails'): launch(test_training.rank_job, 'hard', str(tmp_path), fail=True, processes=2)
+    with pytest.raises(RuntimeError, match='(?s)rank 1 of 2 failed\n.*rank 1 fails'): launch_nodes(test_training.rank_job, 'hard', str(tmp_path), fail=True, processes=2)
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_they_resume(tmp_path):
     import test_training
-    whole = launch(test_training.rank_job, 'queue', str(tmp_path/'whole'), processes=2)
-    with pytest.raises(StopRequested, match='SIGUSR1 came: stopped after step 6'): launch(test_training.rank_job, 'queue', str(tmp_path/'parts'), stop=True, processes=2)
-    again = launch(test_training.rank_job, 'queue', str(tmp_path/'parts'), processes=2)
+    whole = launch_nodes(test_training.rank_job, 'queue', str(tmp_path/'whole'), processes=2)
+    with pytest.raises(StopRequested, match='SIGUSR1 came: stopped after step 6'): launch_nodes(test_training.rank_job, 'queue', str(tmp_path/'parts'), stop=True, processes=2)
+    again = launch_nodes(test_training.rank_job, 'queue', str(tmp_path/'parts'), processes=2)
     assert again['last'] == whole['last'] and torch.equal(again['weights'], whole['weights'])
 
 
