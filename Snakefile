@@ -4,7 +4,7 @@ A run is `softnce run` on a notebook (see nbs/guides/clusters.ipynb). Its metric
 executed notebook, its log and its checkpoints are neither outputs nor logs here: Snakemake deletes the ones and empties the
 others. A run is made again when the code of its notebook changes, and only then.
 """
-from softnce.sweeps import Plan, check_partition, wait_for_queue
+from softnce.runs.sweeps import Plan, check_partition, wait_for_queue
 
 if "targets" not in config:
     configfile: "config/paper.yaml"

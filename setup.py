@@ -24,8 +24,7 @@ class build_with_experiments(build_py):
         super().run()
         if self.editable_mode: return
         dest = Path(self.build_lib)/cfg["lib_path"]/"experiments"
-        shutil.rmtree(dest, ignore_errors=True)
-        dest.mkdir(parents=True)
+        dest.mkdir(parents=True, exist_ok=True)  # beside the modules of the experiments
         for nb in sorted((root/cfg["nbs_path"]/"experiments").glob("*.ipynb")): shutil.copy(nb, dest)
 
 

@@ -30,7 +30,7 @@ def seeded():
 def tissue(tmp_path_factory):
     "A data root with two small synthetic specimens per stage, and the paths."
     pytest.importorskip('h5py')
-    from softnce.tissue import make_tissue
+    from softnce.graphs.tissue import make_tissue
     root = tmp_path_factory.mktemp('tissue')
     return root, make_tissue(root, per_stage=2, cells=(50, 90), seed=1)
 

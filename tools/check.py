@@ -15,7 +15,7 @@ LOCAL = re.compile(r"(?<![\w.:/-])/(?:work|tmp|root|home|Users|private|mnt)/[\w.
 
 def made_files(root):
     "The files that `make export` writes, by name, with their text."
-    paths = [*notebooks(root), *sorted((root/"softnce").glob("*.py")), root/"pyproject.toml", root/"README.md"]
+    paths = [*notebooks(root), *sorted((root/"softnce").rglob("*.py")), root/"pyproject.toml", root/"README.md"]
     return {str(p.relative_to(root)): p.read_text(encoding="utf-8") for p in paths if p.exists()}
 
 

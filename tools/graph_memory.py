@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from common import ROOT
-from softnce.graph_augment import GraphBatches, augment
-from softnce.graph_models import DeeperGCN
-from softnce.graphs import read_specimen
+from softnce.graphs.augment import GraphBatches, augment
+from softnce.graphs.models import DeeperGCN
+from softnce.graphs.celltype import read_specimen
 from softnce.losses import SoftTargetInfoNCE
 from softnce.noise import empirical_noise
-from softnce.tissue import make_tissue
+from softnce.graphs.tissue import make_tissue
 
 CELLS = 250, 1900
 

@@ -1,0 +1,61 @@
+"The Snakefile without a cluster: what it lists, and what it does on two cores. On Slurm: tests/cluster."
+import json, re, shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from softnce.runs.sweeps import Plan
+
+pytest.importorskip('snakemake', reason='snakemake comes with softnce[cluster]')
+REPO = Path(__file__).parents[2]
+SNAKEMAKE = Path(sys.executable).with_name('snakemake')
+
+
+def snakemake(*args, cwd):
+    done = subprocess.run(list(map(str, [SNAKEMAKE, *args])), cwd=cwd, capture_output=True, text=True)
+    return done.returncode, done.stdout+done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size', ['paper', 'small'])
+def test_every_run_is_listed_with_its_reason(tmp_path, size):
+    for name in ('Snakefile', 'profiles', 'config'): (shutil.copytree if (REPO/name).is_dir() else shutil.copy)(REPO/name, tmp_path/name)
+    code, out = snakemake('-n', *(['--configfile', f'config/{size}.yaml'] if size != 'paper' else []), cwd=tmp_path)  # paper is the default
+    plan = Plan(yaml.safe_load((REPO/'config'/f'{size}.yaml').read_text()))
+    assert code == 0, out
+    listed = re.findall(r'^Job \d+: (softnce run .*)\nReason: Missing output files: (\S+)/metrics.json', out, re.M)
+    assert sorted(f for _, f in listed) == sorted(f'runs/{e}/{i}' for e, i in plan.runs)
+    assert {c for c, _ in listed} == {plan.command(*k) for k in plan.runs}
+    assert not (tmp_path/'runs').exists()
+
+
+@pytest.mark.slow
+def test_on_two_cores(tmp_path):
+    "A failing run leaves the others; finished runs are skipped; text does not count, code does, and the figure is drawn again."
+    for name in ('Snakefile', 'profiles'): (shutil.copytree if (REPO/name).is_dir() else shutil.copy)(REPO/name, tmp_path/name)
+    for name in ('walk', 'walks'): shutil.copy(REPO/'tests'/'cluster'/f'{name}.ipynb', tmp_path)
+    def make(*args, **parameters):
+        (tmp_path/'walks.yaml').write_text(yaml.safe_dump({'targets': {'table1': {'notebook': 'walks.ipynb', 'parameters': {'seeds': [0, 1], 'pause': 0., **parameters}}}}))
+        return snakemake('--profile', 'profiles/local', '--configfile', 'walks.yaml', *args, cwd=tmp_path)
+    done = lambda name: sorted(tmp_path.glob(f'runs/{name}/*/metrics.json'))
+    code, out = make(fail_at=[-1, 2])
+    assert code == 1 and len(done('walk')) == 2 and not done('walks') and out.count('RuntimeError: the step 2 that fails') >= 2
+    code, out = make()
+    assert code == 0 and len(done('walks')) == 1 and len(re.findall('^run walk .* finished', out, re.M)) == 0, out  # the two are there already
+    code, out = make()
+    assert code == 0 and 'Nothing to be done' in out
+    def edit(kind, text):
+        nb = nbformat.read(tmp_path/'walk.ipynb', 4)
+        next(c for c in reversed(nb.cells) if c.cell_type == kind).source += text
+        nbformat.write(nb, tmp_path/'walk.ipynb')
+    edit('markdown', '\nmore text')
+    code, out = make()
+    assert code == 0 and 'Nothing to be done' in out
+    mean = json.loads(done('walks')[0].read_text())['mean']
+    edit('code', "\nrun.save_metrics(dict(seed=seed, split='train', x=state['x']+1))")
+    assert 'Params have changed' in make('-n')[1]
+    code, out = make()
+    assert code == 0 and json.loads(done('walks')[0].read_text())['mean'] == pytest.approx(mean+1, abs=1e-12)
+    assert len(list(tmp_path.glob('runs/walk/.changed/*/metrics.json'))) == 2

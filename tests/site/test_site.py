@@ -1,0 +1,192 @@
+"The site: order of the pages, links, equations, figures, API entries, and maths from the site itself."
+import ast, configparser, re, shutil, subprocess, sys, tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT/"tools"))
+from check import LOCAL
+from common import notebooks, read
+
+DOCS, NBS = ROOT/"_docs", ROOT/"nbs"
+NAMES = [str(p.relative_to(NBS)) for p in notebooks()]
+VOID = {"img", "link", "meta", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    "A page's links, scripts, ids, headings and text; text inside code and maths is kept apart."
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.links, self.scripts, self.ids, self.images, self.headings = path, [], [], set(), [], []
+        self.text, self.prose, self.tex, self.attrs, self.stack = "", "", "", "", []
+        self.feed(path.read_text(encoding="utf-8"))
+    def handle_starttag(self, tag, attrs):
+        a = {k: v or "" for k, v in attrs}
+        if tag not in VOID: self.stack.append((tag, a.get("class", "")))
+        if "id" in a: self.ids.add(a["id"])
+        if tag == "a" and "href" in a: self.links.append(a["href"])
+        if tag == "img": self.images.append(a.get("src", ""))
+        if tag == "link" and a.get("rel") in ("stylesheet", "icon"): self.scripts.append(a["href"])
+        if tag == "script" and "src" in a: self.scripts.append(a["src"])
+        if tag == "h3": self.headings.append("")
+        self.attrs += "\n" + " ".join(v for v in a.values() if not v.startswith("data:"))
+    def handle_endtag(self, tag):
+        while self.stack and self.stack.pop()[0] != tag: pass
+    def handle_data(self, data):
+        tags = {o[0] for o in self.stack}
+        if tags & {"script", "style", "head"}: return
+        self.text += data
+        if any("math" in o[1].split() for o in self.stack): self.tex += data
+        elif not tags & {"code", "pre"}: self.prose += data
+        if "h3" in tags: self.headings[-1] += data
+
+
+@pytest.fixture(scope="session")
+def build_error():
+    "What building the site said where it failed, else nothing; it is built where a source is newer."
+    if not (shutil.which("quarto") or shutil.which("smalldocs")): pytest.skip("no renderer: neither quarto nor smalldocs is on PATH")
+    sources = [*NBS.rglob("*"), *(ROOT/"tools").glob("*.py"), ROOT/"_quarto.yml", ROOT/"settings.ini"]
+    index = DOCS/"index.html"
+    with FileLock(Path(tempfile.gettempdir())/f"{ROOT.name}-site.lock"):  # test workers build it one after the other
+        if index.exists() and index.stat().st_mtime > max(p.stat().st_mtime for p in sources if p.is_file()): return ""
+        res = subprocess.run([sys.executable, "tools/docs.py"], cwd=ROOT, text=True, capture_output=True)
+    return "\n".join(res.stderr.splitlines()[-12:]) or "tools/docs.py failed" if res.returncode else ""
+
+
+@pytest.fixture(scope="session")
+def site(build_error):
+    "The pages by file name."
+    if build_error: pytest.skip("the site cannot be built: see test_the_site_builds")
+    return {str(p.relative_to(DOCS)): Page(p) for p in DOCS.rglob("*.html")}
+
+
+def page(site, name): return site[name.removesuffix(".ipynb")+".html"]
+
+
+def words(text): return re.sub(r"[^A-Za-z0-9]+", "", re.sub(r"\]\([^)]*\)", "", text))
+
+
+def shown(nb): return [c for c in nb["cells"] if not re.search(r"^#\|\s*(hide|include:\s*false)\b", c["source"], re.M)]
+
+
+def entries(o):
+    "The notebooks in a sidebar, in order."
+    if isinstance(o, str): return [o]
+    if isinstance(o, list): return [e for x in o for e in entries(x)]
+    return entries(o.get("contents", o.get("href", [])))
+
+
+def test_sidebar_names_every_notebook_once():
+    sidebar = entries(yaml.safe_load((NBS/"sidebar.yml").read_text())["website"]["sidebar"]["contents"])
+    assert sorted(sidebar) == sorted(NAMES)
+
+
+def test_site_settings_agree_with_settings_ini():
+    ini = configparser.ConfigParser(delimiters=["="])
+    ini.read(ROOT/"settings.ini")
+    cfg, web = ini["DEFAULT"], yaml.safe_load((ROOT/"_quarto.yml").read_text())["website"]
+    assert (web["title"], web["site-url"], web["repo-url"]) == (cfg["title"], cfg["doc_host"]+cfg["doc_baseurl"], cfg["git_url"])
+
+
+def test_the_site_builds(build_error):
+    if build_error: pytest.fail(build_error, pytrace=False)
+
+
+def test_every_notebook_has_its_page(site):
+    assert "index.html" in site
+    assert {n.removesuffix(".ipynb")+".html" for n in NAMES} <= site.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(site, name):
+    here, broken = page(site, name), []
+    own = yaml.safe_load((ROOT/"_quarto.yml").read_text())["website"]["site-url"]
+    for url in here.links + here.images + here.scripts:
+        if url.startswith(own): broken.append(url)  # these are made relative
+        parts = urlsplit(url)
+        if parts.scheme or parts.netloc: continue
+        target = (here.path.parent/unquote(parts.path)).resolve() if parts.path else here.path
+        if target.is_dir(): target = target/"index.html"
+        if not target.exists() or DOCS not in target.parents: broken.append(url)
+        elif parts.fragment and target.suffix == ".html":
+            if unquote(parts.fragment) not in site[str(target.relative_to(DOCS))].ids: broken.append(url)
+    assert not broken
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equations_and_figures_arrive(site, name):
+    nb, here = read(NBS/name), page(site, name)
+    tex = "\n".join(c["source"] for c in nb["cells"] if c["cell_type"] == "markdown")
+    assert re.findall(r"\\tag\{[^}]+\}", here.tex) == re.findall(r"\\tag\{[^}]+\}", tex)
+    assert "$$" not in here.prose and not re.search(r"\$[^\s$][^$\n]*\$", here.prose), "raw TeX on the page"
+    outputs = [o for c in shown(nb) for o in c.get("outputs", [])]
+    assert len(here.images) >= sum("image/png" in o.get("data", {}) for o in outputs)
+
+
+def test_theory_has_equations(site):
+    theory = [n for n in NAMES if n.startswith(("theory/", "losses/")) and not n.endswith("index.ipynb")]
+    assert theory and all(page(site, n).tex for n in theory)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maths_comes_from_the_site(site, name):
+    here = page(site, name)
+    if not (DOCS/"site_libs"/"mathjax").exists(): pytest.skip("MathJax could not be fetched when the site was built")
+    assert not [o for o in here.scripts if re.match(r"(https?:)?//.*(mathjax|katex)", o, re.I)]
+    assert not here.tex or any(o.endswith("mathjax/tex-chtml-full.js") for o in here.scripts)
+
+
+def exported(nb):
+    "The public functions and classes of cells marked `export`."
+    for c in nb["cells"]:
+        if c["cell_type"] == "code" and re.search(r"^#\|\s*export\s*$", c["source"], re.M):
+            for o in ast.parse(c["source"]).body:
+                if isinstance(o, (ast.FunctionDef, ast.ClassDef)) and not o.name.startswith("_"): yield o
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if any(exported(read(NBS/n)))])
+def test_api_entries(site, name):
+    here, text = page(site, name), words(page(site, name).text)
+    for o in exported(read(NBS/name)):
+        if any(getattr(d, "id", "") == "patch" for d in o.decorator_list): continue  # shown as a method of its class
+        assert here.headings.count(o.name) == 1, f"{o.name} has {here.headings.count(o.name)} entries"
+        doc = ast.get_docstring(o)
+        assert doc, f"{o.name} has no docstring"
+        assert text.count(words(doc.split("\n")[0])) == 1, f"the docstring of {o.name} is on the page {text.count(words(doc))} times"
+        args = [] if isinstance(o, ast.ClassDef) else [a for a in o.args.args if a.arg != "self"]
+        for a in args: assert words(a.arg) in text
+    assert not re.search(r"\[`\w+`\]\(http", here.text), "a link inside code"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_local_path(site, name):
+    here = page(site, name)
+    assert not LOCAL.findall(here.text + here.attrs)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT/"README.md").read_text(encoding="utf-8")
+    links = [o for o in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:|#", o)]
+    assert not [o for o in links if not (ROOT/o.split("#")[0]).exists()]
+
+
+SOURCES = {
+    'def f(x, # input\n      y,\n     ): # output\n    "What it is."\n    # why\n    return x': "    # why\n    return x",
+    'def f(x):\n    """Long.\n\n    More."""\n    return x': "    return x",
+    'def f(x): return x': "    return x",
+    'def f(x): # number\n    y = 1\n\n    return x + y': "    y = 1\n\n    return x + y",
+    'def f(x):\n    "Only words."': "",
+    'class E(ValueError):\n    "Only words."': "",
+    '@dataclass\nclass A:\n    "Words."\n    x:int=1\n    def g(self): return 2': "@dataclass\nclass A:\n    x:int=1\n    def g(self): return 2",
+}
+
+@pytest.mark.parametrize("src", SOURCES)
+def test_body_of_an_entry(src):
+    pytest.importorskip("nbdev")
+    from nbproc import body
+    assert body(src, ast.parse(src).body[0]) == SOURCES[src]

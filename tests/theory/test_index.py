@@ -1,0 +1,155 @@
+"""The index of equations: each number of the paper stands on one page, with a cell below it that checks it, and the committed table leads there."""
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).resolve().parents[2]/'nbs'
+NUMBERS = range(1, 54)
+
+
+def notebook(cells): return {'cells': [{'cell_type': kind, 'source': source} for kind, source in cells]}
+
+
+def pages(root=NBS):
+    "Notebooks by their path below nbs/."
+    return {p.relative_to(root).as_posix(): json.loads(p.read_text(encoding='utf-8')) for p in sorted(root.rglob('*.ipynb'))
+            if not any(part[0] in '._' for part in p.relative_to(root).parts)}
+
+
+def lines(cell): return ''.join(cell['source']).splitlines() if cell['cell_type'] == 'markdown' else []
+
+
+def checks(cell):
+    "Whether a code cell compares something: an assert, `assert_close` or a helper of that kind, in a cell that is run."
+    source = ''.join(cell['source'])
+    if cell['cell_type'] != 'code' or re.search(r'^#\|\s*eval:\s*false', source, re.MULTILINE): return False
+    return bool(re.search(r'\bassert\b|\b(assert_close|close|same|vanishes)\(', source))
+
+
+def anchor(heading):
+    "A heading's identifier by Pandoc's rules."
+    kept = ''.join(c for c in heading.lower() if c.isalnum() or c.isspace() or c in '_-.')
+    return re.sub(r'^[^a-z]+', '', '-'.join(kept.split()))
+
+
+def tags(nb):
+    "(number, heading, whether a later cell of the same section checks something) for every numbered equation of a notebook."
+    cells, heading, depth = nb['cells'], None, 0
+    for i, cell in enumerate(cells):
+        for line in lines(cell):
+            if match := re.match(r'(#+) (.*)', line): depth, heading = len(match[1]), match[2].strip()
+            for n in re.findall(r'\\tag\{(\d+)\}', line):
+                checked = False
+                for later in cells[i+1:]:
+                    if any((m := re.match(r'(#+) ', o)) and len(m[1]) <= depth for o in lines(later)): break
+                    checked = checked or checks(later)
+                yield int(n), heading, checked
+
+
+def faults(books):
+    "What keeps a reader from finding the cell that checks an equation."
+    found = {}
+    for name, nb in books.items():
+        for n, heading, checked in tags(nb):
+            found.setdefault(n, []).append(name)
+            if heading is None: yield f'({n}) on {name} stands before any heading'
+            if not checked: yield f'({n}) on {name} has no cell after it in its section that checks something'
+            if n not in NUMBERS: yield f'({n}) on {name} is no equation of the paper'
+    for n in NUMBERS:
+        if n not in found: yield f'({n}) stands on no page'
+        elif len(found[n]) > 1: yield f'({n}) stands on several pages: {", ".join(found[n])}'
+
+
+def table_faults(books, table):
+    "Rows of the index that are missing, doubled, or lead elsewhere than to the section with the equation."
+    rows = [(int(n), link) for n, link in re.findall(r'^\| \((\d+)\) \|[^|]*\|[^|]*\]\(([^)]*)\) \|', table, re.MULTILINE)]
+    if [n for n, _ in rows] != list(NUMBERS): yield f'rows {[n for n, _ in rows]}'
+    path = lambda name: os.path.relpath(name, 'theory')
+    wanted = {n: f'{path(name)}#{anchor(heading)}' for name, nb in books.items() for n, heading, _ in tags(nb) if heading}
+    for n, link in rows:
+        if link != wanted.get(n): yield f'({n}) leads to {link}, it stands at {wanted.get(n)}'
+
+
+def committed_table():
+    nb = json.loads((NBS/'theory'/'equations.ipynb').read_text(encoding='utf-8'))
+    outputs = [''.join(o['data']['text/markdown']) for c in nb['cells'] for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+    assert len(outputs) == 1
+    return outputs[0]
+
+
+def test_every_equation_has_one_place_and_a_check(): assert list(faults(pages())) == []
+
+
+def test_the_committed_table_leads_there(): assert list(table_faults(pages(), committed_table())) == []
+
+
+def test_every_anchor_is_one_heading_of_its_page():
+    for name, nb in pages().items():
+        if not any(True for _ in tags(nb)): continue
+        anchors = [anchor(line.lstrip('# ')) for c in nb['cells'] for line in lines(c) if re.match(r'##+ ', line)]
+        for _, heading, _ in tags(nb): assert anchors.count(anchor(heading)) == 1, (name, heading)
+
+
+# ---------------------------------------------------------------- errata
+def errata(): return pages()['theory/errata.ipynb']
+def sections(nb): return [line[3:] for c in nb['cells'] for line in lines(c) if line.startswith('## ')]
+
+
+def named(text):
+    "The equation numbers in a text: Eq. (5), Eqs. (7)-(9), (12)."
+    return {n for first, last in re.findall(r'\((\d+)\)(?:-\((\d+)\))?', text) for n in range(int(first), int(last or first) + 1)}
+
+
+def test_table_of_errata_and_sections_name_the_same_equations():
+    rows = [re.match(r'\| ([^|]*) \|.*\]\(#([^)]*)\) \|$', line) for c in errata()['cells'] for line in lines(c) if re.match(r'\| [^|]*\|.*#', line)]
+    assert all(rows) and len(rows) > 20
+    by_section = {}
+    for where, target in (row.groups() for row in rows): by_section.setdefault(target, set()).update(named(where))
+    assert by_section.keys() == {anchor(s) for s in sections(errata())}
+    for section in sections(errata()): assert by_section[anchor(section)] == named(section.split(':')[-1] if ':' in section else ''), section
+
+
+def test_every_section_of_the_errata_computes_something():
+    checked, heading = {}, None
+    for cell in errata()['cells']:
+        for line in lines(cell):
+            if line.startswith('## '): heading = line
+        if heading: checked[heading] = checked.get(heading, False) or (checks(cell) and bool(cell['outputs']))
+    assert checked and all(checked.values()), [h for h, ok in checked.items() if not ok]
+
+
+def test_the_index_links_to_the_errata():
+    for n, links in re.findall(r'^\| \((\d+)\) \|[^|]*\|[^|]*\|(.*)\|$', committed_table(), re.MULTILINE):
+        wanted = [f'errata.ipynb#{anchor(s)}' for s in sections(errata()) if int(n) in named(s)]
+        assert re.findall(r'\]\((errata\.ipynb#[^)]*)\)', links) == wanted
+
+
+# ---------------------------------------------------------------- the checks can fail
+GOOD = [('markdown', '## A\n\n$$ x \\tag{1} $$'), ('code', 'assert x == 1')]
+
+
+@pytest.mark.parametrize('cells, fault', [
+    (GOOD[:1], '(1) on a has no cell after it'),
+    ([GOOD[1], GOOD[0]], '(1) on a has no cell after it'),
+    ([GOOD[0], ('markdown', '## B'), GOOD[1]], '(1) on a has no cell after it'),
+    ([GOOD[0], ('code', 'x = 1')], '(1) on a has no cell after it'),
+    ([GOOD[0], ('code', '#| eval: false\nassert x')], '(1) on a has no cell after it'),
+    ([('markdown', '$$ x \\tag{1} $$'), GOOD[1]], '(1) on a stands before any heading'),
+    ([('markdown', '## A\n\n$$ x \\tag{54} $$'), GOOD[1]], '(54) on a is no equation'),
+    (GOOD + GOOD, '(1) stands on several pages'),
+    ([('markdown', '## A'), GOOD[1]], '(1) stands on no page')])
+def test_a_fault_is_found(cells, fault): assert any(o.startswith(fault) for o in faults({'a': notebook(cells)}))
+
+
+def test_good_pages_have_no_fault():
+    assert not [o for o in faults({'a': notebook(GOOD)}) if o.startswith('(1)')]
+    assert not [o for o in faults({'a': notebook([GOOD[0], ('markdown', '### deeper'), GOOD[1]])}) if o.startswith('(1)')]
+
+
+def test_a_faulty_table_is_found():
+    table, books = committed_table(), pages()
+    assert any('rows' in o for o in table_faults(books, table.replace('| (17) |', '| (18) |')))
+    assert any(o.startswith('(7) leads to') for o in table_faults(books, re.sub(r'(\| \(7\) .*)#which', r'\1#what', table)))
