@@ -5,68 +5,98 @@
 # %% auto #0
 __all__ = ['targets_of_ranks', 'rank_weight', 'MicroBatch', 'micro_batch_noise']
 
+# %% ../nbs/losses/distributed.ipynb #bbb09b2d
+__doc__ = """Many devices: candidates from all ranks and all micro-batches, the loss of the global batch, exactly.
+
+Candidates of a noise contrastive loss are targets, which carry no gradient. So ranks exchange targets only, and
+
+    L = sum_r |B_r|/|B| L_r
+
+holds for values and gradients. `targets_of_ranks` gathers (the losses call it), `rank_weight` gives the factor of a rank's
+mean, and `micro_batch_noise` makes gradient accumulation exact.
+
+>>> import torch
+>>> from softnce.distributed import micro_batch_noise
+>>> from softnce.losses import soft_target_info_nce
+>>> logits, y = torch.eye(4), torch.tensor([0, 1, 2, 2])
+>>> parts = list(zip(logits.split(2), y.split(2), micro_batch_noise(y.split(2))))
+>>> whole, halves = soft_target_info_nce(logits, y), [soft_target_info_nce(l, t, noise_samples=s) for l, t, s in parts]
+>>> torch.testing.assert_close(sum(halves)/2, whole)
+"""
+
 # %% ../nbs/losses/distributed.ipynb #725e31c4
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .noise import ClosedForm, InBatch, join, world_size
-from .targets import SparseTargets, per_row
+from .noise import ClosedForm, InBatch, NoiseSource, join, world_size
+from .targets import SparseTargets, Targets, per_row_epsilon
 
 # %% ../nbs/losses/distributed.ipynb #6f5c7ef8
-def columns(targets, slots=0):
-    "Targets as tensors with a row each: ids, probabilities, or ids and weights in `slots` slots (and a row's own epsilon)."
-    if isinstance(targets, Tensor): return [targets.detach()[:, None] if targets.ndim == 1 else targets.detach()]
-    pad = (0, max(slots - targets.indices.shape[1], 0))  # an empty slot is class 0 with weight 0
-    parts = [F.pad(targets.indices.int(), pad), F.pad(targets.weights.detach(), pad)]
-    return parts if per_row(targets.epsilon) is targets.epsilon else parts + [targets.epsilon.detach()[:, None]]
+def columns(targets, num_slots=0):
+    "Targets as tensors with a row each: ids, probabilities, or ids and weights in `num_slots` slots (and a row's own epsilon)."
+    if isinstance(targets, Tensor): return [targets.int()[:, None] if targets.ndim == 1 else targets.detach()]
+    pad = (0, max(num_slots - targets.indices.shape[1], 0))  # an empty slot is class 0 with weight 0
+    parts = [F.pad(targets.indices.int(), pad)]
+    if parts[0].shape[1] > 1: parts.append(F.pad(targets.weights.detach(), pad))  # the weight of a single class is 1
+    return [*parts, targets.epsilon.detach()[:, None]] if per_row_epsilon(targets) else parts
 
-def pack(targets, slots=0):
+def pack(targets, num_slots=0):
     "Targets as bytes: `(N, bytes a row)`."
-    return torch.cat([c.contiguous().view(torch.uint8) for c in columns(targets, slots)], 1)
+    return torch.cat([c.contiguous().view(torch.uint8) for c in columns(targets, num_slots)], 1)
 
-def unpack(rows, like, slots, epsilon):
+def unpack(rows, like, num_slots, epsilon):
     "Targets of the kind of `like` from their bytes."
-    kinds = columns(like, slots)
+    kinds = columns(like, num_slots)
     parts = rows.split([c.shape[1]*c.element_size() for c in kinds], 1)
     parts = [p.clone(memory_format=torch.contiguous_format).view(c.dtype) for p, c in zip(parts, kinds)]
-    if isinstance(like, Tensor): return parts[0][:, 0] if like.ndim == 1 else parts[0]
-    return SparseTargets(*parts[:2], parts[2][:, 0] if len(parts) == 3 else epsilon, like.num_classes, validate=False)
+    if isinstance(like, Tensor): return parts[0][:, 0].to(like.dtype) if like.ndim == 1 else parts[0]
+    epsilon = parts.pop()[:, 0] if per_row_epsilon(like) else epsilon
+    if len(parts) == 1: parts.append(like.weights.new_ones(1, 1).expand(len(rows), 1))
+    return SparseTargets(*parts, epsilon, like.num_classes, validate=False)
 
 # %% ../nbs/losses/distributed.ipynb #67437f97
 def all_gather(tensor):
+    "The tensors of all ranks, of one shape."
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor)
     return parts
 
+def kind_and_form(targets):
+    "What must agree between ranks (sparse, epsilon per row, classes, bytes of a number), and what may differ: slots and epsilon."
+    if isinstance(targets, Tensor): return [0, 0, 0 if targets.ndim == 1 else targets.shape[1], targets.dtype.itemsize], [1, 0.]
+    own = per_row_epsilon(targets)
+    return [1, own, targets.num_classes, targets.dtype.itemsize], [targets.indices.shape[1], 0. if own else float(targets.epsilon)]
+
 def agree(targets):
     "Of each rank: rows, slots and epsilon. Raises ValueError, on every rank, unless all hold targets of one kind."
-    sparse = isinstance(targets, SparseTargets)
-    own_epsilon = sparse and per_row(targets.epsilon) is not targets.epsilon
-    kind = [sparse, own_epsilon, targets.shape[1] if len(targets.shape) == 2 else 0, targets.dtype.itemsize]
-    head = [len(targets), targets.indices.shape[1] if sparse else 0, targets.epsilon if sparse and not own_epsilon else 0., *kind]
-    heads = torch.stack(all_gather(torch.tensor(head, dtype=torch.float64, device=targets.device))).tolist()
-    if any(h[3:] != heads[0][3:] for h in heads):
-        raise ValueError(f"targets must be of one kind on all ranks, got (sparse, epsilon per row, classes, bytes of a number) {[tuple(map(int, h[3:])) for h in heads]}")
-    return [(int(n), int(slots), eps) for n, slots, eps, *_ in heads]
+    kind, form = kind_and_form(targets)
+    labels = form == [1, 0.] and (kind[0] or kind[2] == 0) and not kind[1]  # class ids, or sparse targets that are
+    head = torch.tensor([targets.shape[0], *form, labels, *kind], dtype=torch.float64, device=targets.device)
+    heads = torch.stack(all_gather(head)).tolist()
+    if not all(h[3] for h in heads) and any(h[4:] != heads[0][4:] for h in heads):
+        raise ValueError("targets must be of one kind on all ranks, got (sparse, epsilon per row, classes, bytes of a number) "
+                         f"{[tuple(map(int, h[4:])) for h in heads]}")
+    return [(int(n), int(num_slots), eps) for n, num_slots, eps, *_ in heads]
 
 # %% ../nbs/losses/distributed.ipynb #ee115aea
-def targets_of_ranks(targets,         # `(N,)` class ids, `(N, K)` probabilities, or SparseTargets; of one kind on all ranks
+def targets_of_ranks(targets:Targets, # of one kind on all ranks
                      even:bool=False, # every rank holds as many rows, slots and the same epsilon: their exchange is left out
                     )->list:          # of the same kind, in the order of ranks; this rank's own as they are
     "The targets of each rank, without gradient. A collective call: every rank must make it."
     if world_size() == 1: return [targets]
-    if even: heads = [(len(targets), 0, getattr(targets, 'epsilon', 0.))]*world_size()
+    sparse = isinstance(targets, SparseTargets)
+    if even: heads = [(targets.shape[0], 0, targets.epsilon if sparse else 0.)]*world_size()
     else: heads = agree(targets)
-    most, slots = max(h[0] for h in heads), max(h[1] for h in heads)
-    parts = all_gather(F.pad(pack(targets, slots), (0, 0, 0, most - len(targets))))
-    return [targets if rank == dist.get_rank() else unpack(part[:n], targets, slots, epsilon)
+    most, num_slots = max(h[0] for h in heads), max(h[1] for h in heads)
+    parts = all_gather(F.pad(pack(targets, num_slots), (0, 0, 0, most - targets.shape[0])))
+    return [targets if rank == dist.get_rank() else unpack(part[:n], targets, num_slots, epsilon)
             for rank, (part, (n, _, epsilon)) in enumerate(zip(parts, heads))]
 
 # %% ../nbs/losses/distributed.ipynb #98e3fe00
-def rank_weight(step_targets, # the targets of this rank's micro-batches, a list
-               )->Tensor:     # a scalar; 1 without a process group
+def rank_weight(step_targets:list, # the targets of this rank's micro-batches, a list
+               )->Tensor:          # a scalar; 1 without a process group
     "Factor of this rank's mean loss with which the mean over ranks is the mean over rows. A collective call."
     if world_size() == 1: return torch.ones(())
     own = torch.tensor(sum(map(len, step_targets)), dtype=torch.float64, device=step_targets[0].device)
@@ -76,34 +106,37 @@ def rank_weight(step_targets, # the targets of this rank's micro-batches, a list
 
 # %% ../nbs/losses/distributed.ipynb #680486b1
 class Step:
-    "What the micro-batches of a step share: the targets of all of them, one draw from the source and one push to it."
+    "What the micro-batches of a step share: the targets of all of them, one push to the source and one draw from it."
     def __init__(self, source, targets, given=None):
         self.source, self.targets, self.given, self.pushed = source, targets, given, False
         self.drawn = [] if given is None else [given]
-    def draw(self, noise_probs):
-        if not self.drawn: self.drawn.append(self.source.draw(noise_probs))
-        return self.drawn[0]
     def push(self):
         if not self.pushed: self.source.push(self.targets)
         self.pushed = True
+    def draw(self, noise_probs):
+        if not self.drawn: self.drawn.append(self.source.draw(noise_probs))
+        return self.drawn[0]
 
 # %% ../nbs/losses/distributed.ipynb #9069c465
-class MicroBatch:
+class MicroBatch(NoiseSource):
     "Noise source of one micro-batch, made by `micro_batch_noise`: the step's other targets and the source's draw for the step."
-    local = True  # gathered already
     def __init__(self, step, rows): self.step, self.rows, self.in_batch = step, rows, step.source.in_batch
+    def push(self, targets):
+        n = self.rows.stop - self.rows.start
+        if targets.shape[0] != n:
+            raise ValueError(f"noise_samples must be those of this micro-batch: made for {n} rows, got targets of {targets.shape[0]}")
+        self.step.push()
     def draw(self, noise_probs):
         others = [self.step.targets[:self.rows.start], self.step.targets[self.rows.stop:]] if self.in_batch else []
         return [t for t in others if len(t)] + [self.step.draw(noise_probs)]
-    def push(self, targets):
-        n = self.rows.stop - self.rows.start
-        if len(targets) != n: raise ValueError(f"noise_samples must be those of this micro-batch: made for {n} rows, got targets of {len(targets)}")
-        self.step.push()
     def check_sampled(self, targets):
         "Raise ValueError unless targets and given noise are class ids, drawn once for the step."
         for name, t in (('targets', targets), ('noise_samples', self.step.given)):
-            if t is not None and len(t.shape) != 1: raise ValueError(f"{name} must be class ids in a micro-batch, drawn for the whole step by sample_labels, got shape {tuple(t.shape)}")
-    def __repr__(self): return f"MicroBatch({self.step.source}, rows {self.rows.start} to {self.rows.stop} of {len(self.step.targets)})"
+            if t is not None and len(t.shape) != 1:
+                raise ValueError(f"{name} must be class ids in a micro-batch, drawn for the whole step by sample_labels, "
+                                 f"got shape {tuple(t.shape)}")
+    def __repr__(self):
+        return f"MicroBatch({self.step.source}, rows {self.rows.start} to {self.rows.stop} of {len(self.step.targets)})"
 
 # %% ../nbs/losses/distributed.ipynb #5f0b1fe7
 def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches of one optimiser step, of one kind
@@ -114,13 +147,13 @@ def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches
 
     Every rank must have a micro-batch. Raises ValueError where `step_targets` is empty or of several kinds."""
     kinds = {(type(t), t.shape[1:]) for t in step_targets}
-    if len(kinds) != 1: raise ValueError(f"step_targets must be targets of one kind, at least one, got shapes {[tuple(t.shape) for t in step_targets]}")
+    if len(kinds) != 1:
+        raise ValueError("step_targets must be targets of one kind, at least one, "
+                         f"got shapes {[tuple(t.shape) for t in step_targets]}")
     if isinstance(noise_samples, ClosedForm): return [noise_samples]*len(step_targets)
-    given = None if hasattr(noise_samples, 'draw') else noise_samples
-    source = noise_samples if hasattr(noise_samples, 'draw') else InBatch()
+    source, given = (noise_samples, None) if isinstance(noise_samples, NoiseSource) else (InBatch(), noise_samples)
     with torch.no_grad(): own = join(step_targets)
-    together = source.in_batch and not getattr(source, 'local', False)
-    ranks = targets_of_ranks(own, even) if together else [own]
+    ranks = targets_of_ranks(own, even) if source.in_batch and not source.local else [own]
     before = sum(map(len, ranks[:dist.get_rank()])) if len(ranks) > 1 else 0
     step = Step(source, own if len(ranks) == 1 else join(ranks), given)
     ends = torch.tensor([len(t) for t in step_targets]).cumsum(0).add(before).tolist()

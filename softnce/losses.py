@@ -4,267 +4,288 @@
 
 # %% auto #0
 __all__ = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_target_info_nce', 'sample_labels', 'soft_distribution_info_nce',
-           'linear_soft_target_info_nce', 'NLL', 'SoftTargetCrossEntropy', 'InfoNCE', 'SoftDistributionInfoNCE',
-           'SoftTargetInfoNCE']
+           'linear_soft_target_info_nce', 'NLL', 'SoftTargetCrossEntropy', 'InfoNCE', 'check_noise_samples',
+           'SoftDistributionInfoNCE', 'SoftTargetInfoNCE']
+
+# %% ../nbs/losses/losses.ipynb #3f3679ff
+__doc__ = """The losses, each from its equation, as a function and as a module.
+
+With logits l `(N, K)`, targets alpha (class ids, probabilities or SparseTargets), s = l/tau - log eta and candidates m,
+
+    cross-entropy          log sum_k exp(l_k/tau)   - <alpha, l/tau>     nll, soft_target_cross_entropy
+    noise contrastive      log sum_m exp <alpha_m, s> - <alpha, s>       info_nce, soft_target_info_nce, ...
+
+A loss is three steps: targets are checked (`softnce.targets`), candidates gathered (`softnce.candidates`), and their sum
+taken (`softnce.contrast`). Modules hold the constants and read the probabilities: `loss.probs(logits, epsilon)`.
+
+>>> import torch
+>>> from softnce import SoftTargetInfoNCE, mix, one_hot, smooth
+>>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+<torch...>
+>>> targets = smooth(mix(one_hot(torch.tensor([0, 1, 2, 1]), 3), .7), .1)
+>>> loss = SoftTargetInfoNCE()
+>>> loss(torch.randn(4, 3), targets)
+tensor(1.4061)
+"""
 
 # %% ../nbs/losses/losses.ipynb #66ccdea2
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .distributed import targets_of_ranks
-from .noise import ClosedForm, Fresh, InBatch, Queue, join
-from .contrast.paths import as_sparse, closed_form, constant, cross_entropy_rows, fast, fast_linear_rows, fast_rows, hard_batch, label_counts
-from .contrast.scores import (as_labels, candidate_scores, check_any_targets, check_device, check_ids, check_epsilon, check_logits, check_temperature,
-    contrast_rows, full_precision, hard_rows, independent_noise_probs, noise_of, noise_scores, own_scores, smoothed, tempered, unsmooth)
-from .targets import SparseTargets, check_simplex, per_row
+from .candidates import AllClasses, gather_candidates, parts_of
+from .contrast.scores import (LinearScores, check_logits, check_temperature, contrast, full_precision,
+                                     logit_scores, written_out)
+from .noise import ClosedForm, Fresh, NoiseSource, noise_of
+from .targets import SparseTargets, Targets, check_fraction, check_integer, check_simplex, check_targets, kind_of
 
 # %% ../nbs/losses/losses.ipynb #4ad2489f
+def check_reduction(reduction):
+    "Raise ValueError unless reduction is one of PyTorch's three."
+    if reduction not in ('none', 'mean', 'sum'):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
 def reduce(losses, reduction):
-    if reduction not in ('none', 'mean', 'sum'): raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    return losses if reduction == 'none' else getattr(losses, reduction)()
+    "Losses `(N,)` as they are, their mean or their sum."
+    return losses if reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
 
 # %% ../nbs/losses/losses.ipynb #6679bf59
 def nll(logits:Tensor,        # `(N, K)`
         labels:Tensor,        # `(N,)` class ids
-        *, temperature=1.,    # tau > 0
-        reduction='mean',     # 'none' | 'mean' | 'sum'
+        *, temperature:float|Tensor=1., # tau > 0
+        reduction:str='mean', # 'none' | 'mean' | 'sum'
        )->Tensor:             # a scalar, or `(N,)` for 'none'
     "Negative log-likelihood of class ids, Eq. (1). Raises ValueError naming the argument."
-    check_logits(logits); check_temperature(temperature); check_device(labels, logits, 'labels')
-    labels = check_ids(labels, *logits.shape)
-    return reduce(F.cross_entropy(full_precision(logits)/temperature, labels, reduction='none'), reduction)
+    check_reduction(reduction)
+    scores = logit_scores(logits, temperature)
+    labels = check_targets(labels, *logits.shape, logits, 'labels', only_labels=True)
+    return reduce(contrast(scores, AllClasses(parts_of(labels))), reduction)
 
 # %% ../nbs/losses/losses.ipynb #0d9f5479
 def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
-                              targets,           # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                              *, temperature=1., # tau > 0
-                              reduction='mean',  # 'none' | 'mean' | 'sum'
+                              targets:Targets,   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                              *, temperature:float|Tensor=1., # tau > 0
+                              reduction:str='mean', # 'none' | 'mean' | 'sum'
                              )->Tensor:          # a scalar, or `(N,)` for 'none'
     "Cross-entropy with soft targets, Eq. (3). Raises ValueError naming the argument."
-    check_logits(logits); check_temperature(temperature); check_device(targets, logits)
-    scores = full_precision(logits)/temperature
-    targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
-    sparse = as_sparse(targets, *scores.shape[1:], scores)
-    if sparse is not None and fast(scores, scores.shape[1], targets): rows = cross_entropy_rows(scores, sparse)
-    else: rows = -own_scores(scores.log_softmax(1), targets)
-    return reduce(rows, reduction)
+    check_reduction(reduction)
+    scores = logit_scores(logits, temperature)
+    targets = check_targets(targets, *logits.shape, logits)
+    return reduce(contrast(scores, AllClasses(parts_of(targets))), reduction)
 
-# %% ../nbs/losses/losses.ipynb #580f8659
-def noise_source(noise_samples, eta, targets):
-    "The source, whether the batch is among its candidates, and a list of further noise targets."
-    if noise_samples is None: noise_samples = InBatch()
-    if isinstance(noise_samples, ClosedForm): return noise_samples, False, []
-    source = noise_samples if hasattr(noise_samples, 'draw') else InBatch()
-    drawn = noise_samples.draw(eta) if hasattr(noise_samples, 'draw') else [noise_samples]
-    extras = [check_any_targets(e.to(eta.device) if hasattr(e, 'to') else e, None, len(eta), 'noise_samples', like=eta.dtype)
-              for e in (drawn if isinstance(drawn, list) else [drawn]) if e is not None]
-    training = torch.is_grad_enabled()  # evaluation leaves no trace, and waits for no other rank
-    ranks = targets_of_ranks(targets) if training and source.in_batch and not getattr(source, 'local', False) else [targets]
-    if training: source.push(targets if len(ranks) == 1 else join(ranks))
-    others = [r for r in ranks if r is not targets]
-    return source, source.in_batch, ([join(others)] if others else []) + extras
+# %% ../nbs/losses/losses.ipynb #c6cc850a
+def contrast_candidates(logits, targets, noise_probs, temperature, noise_samples, reduction, only_labels=False, num_rows=None):
+    "The way through a noise contrastive loss: check, gather candidates, sum."
+    check_reduction(reduction)
+    check_logits(logits)
+    eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
+    targets = check_targets(targets, *logits.shape, logits, 'labels' if only_labels else 'targets', only_labels)
+    candidates = gather_candidates(targets, noise_samples, eta)
+    return reduce(contrast(logit_scores(logits, temperature, log_eta, num_rows), candidates), reduction)
 
 # %% ../nbs/losses/losses.ipynb #934a22a8
 def info_nce(logits:Tensor,           # `(N, K)`
              labels:Tensor,           # `(N,)` class ids
              *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
-             temperature=1.,          # tau > 0
-             noise_samples=None,      # None: in-batch; `(M,)` class ids, `(M, K)` or SparseTargets of extra noise; or a source
-             reduction='mean',        # 'none' | 'mean' | 'sum'
+             temperature:float|Tensor=1., # tau > 0
+             noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
+             reduction:str='mean',    # 'none' | 'mean' | 'sum'
             )->Tensor:                # a scalar, or `(N,)` for 'none'
     "InfoNCE for classification, Eq. (5), in O(NK) from label counts. Raises ValueError naming the argument."
-    check_logits(logits); check_device(labels, logits, 'labels')
-    labels = check_ids(labels, *logits.shape)
-    return soft_target_info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples, reduction=reduction)
-
-# %% ../nbs/losses/losses.ipynb #05e1bfe1
-def closed_form_rows(logits, targets, source, eta):
-    "Losses `(N,)` with infinitely many noise targets: the denominator is their expectation."
-    sparse = as_sparse(targets, logits.shape[1], logits)
-    if sparse is not None and source.exponents() and fast(logits, logits.shape[1], targets, eta): return closed_form(logits, sparse, source, eta)
-    scores = logits - eta.log()
-    losses = source.epsilon*(scores.mean(1) - own_scores(scores, targets))
-    for t in source.exponents():  # log_softmax's gradient rounds less than logsumexp's
-        losses = losses - own_scores((t*scores + eta.log()).log_softmax(1) - eta.log(), targets)
-    return losses
+    return contrast_candidates(logits, labels, noise_probs, temperature, noise_samples, reduction, only_labels=True)
 
 # %% ../nbs/losses/losses.ipynb #c872f992
 def soft_target_info_nce(logits:Tensor,           # `(N, K)`
-                         targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                         targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
-                         temperature=1.,          # tau > 0
-                         noise_samples=None,      # None: in-batch; `(M, K)` or SparseTargets of extra noise targets; or a source
-                         reduction='mean',        # 'none' | 'mean' | 'sum'
+                         temperature:float|Tensor=1., # tau > 0
+                         noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
+                         reduction:str='mean',    # 'none' | 'mean' | 'sum'
                          chunk_size:int=None,     # rows at a time; None: as many as are cheap
                         )->Tensor:                # a scalar, or `(N,)` for 'none'
-    "Soft target InfoNCE, Eq. (11), as one matrix product. Raises ValueError naming the argument."
-    logits = tempered(logits, temperature)
-    eta = noise_of(noise_probs, logits.shape[1], logits)
-    check_device(targets, logits)
-    targets = check_any_targets(targets, *logits.shape, like=logits.dtype)
-    if chunk_size is not None and chunk_size < 1: raise ValueError(f"chunk_size must be at least 1 or None, got {chunk_size}")
-    source, in_batch, extras = noise_source(noise_samples, eta, targets)
-    return reduce(soft_rows(logits, targets, eta, source, in_batch, extras, chunk_size), reduction)
+    """Soft target InfoNCE, Eq. (11). Raises ValueError naming the argument.
 
-# %% ../nbs/losses/losses.ipynb #d0def8f0
-def soft_rows(logits, targets, eta, source, in_batch, extras, chunk_size=None):
-    "Losses `(N,)` by the cheapest exact route: label counts, closed form, a fast path, or the matrix U (in chunks of rows)."
-    labels, noise = as_labels(targets), [as_labels(e) for e in extras]
-    hard = labels is not None and all(n is not None for n in noise) and not isinstance(source, ClosedForm)
-    if hard and in_batch: return hard_batch(logits, labels, torch.cat([labels] + noise), eta)
-    if isinstance(source, ClosedForm): return closed_form_rows(logits, targets, source, eta)
-    scores = logits if constant(eta) else logits - eta.log()
-    if (losses := fast_rows(scores, targets, extras, in_batch, chunk_size)) is not None: return losses
-    if hard: return hard_rows(scores, labels, label_counts(torch.cat(noise), scores), in_batch)
-    def rows(part, start):
-        return contrast_rows(lambda c: candidate_scores(part, c), lambda t: own_scores(part, t), targets, extras, in_batch, slice(start, start+len(part)))
-    if chunk_size is None or chunk_size >= len(scores): return rows(scores, 0)
-    starts = range(0, len(scores), chunk_size)
-    return torch.cat([checkpoint(rows, scores[i:i+chunk_size], i, use_reentrant=False) for i in starts])
+    A number added to a row of logits changes nothing. A class score of -inf costs nothing where no target has mass on it.
+    Value and gradient of a row keep their relative accuracy where it is nearly sure of its target."""
+    if chunk_size is not None: check_integer(chunk_size, 'chunk_size')
+    return contrast_candidates(logits, targets, noise_probs, temperature, noise_samples, reduction, num_rows=chunk_size)
 
 # %% ../nbs/losses/losses.ipynb #38d559e4
-def sample_labels(targets,                         # `(N, K)` probabilities, SparseTargets, or `(N,)` class ids (returned as they are)
+def sample_labels(targets:Targets,                 # `(N, K)` probabilities, SparseTargets, or `(N,)` class ids (returned as they are)
                   generator:torch.Generator=None,  # on the targets' device
                  )->Tensor:                        # `(N,)` class ids
     "One label per row, drawn from its soft target."
     if isinstance(targets, Tensor): return targets if targets.ndim == 1 else torch.multinomial(targets, 1, generator=generator)[:, 0]
-    n, device = len(targets), targets.device
+    if targets.indices.shape[1] == 1 and not isinstance(targets.epsilon, Tensor) and targets.epsilon == 0: return targets.indices[:, 0]
+    n, device = targets.shape[0], targets.device
     label = targets.indices.gather(1, torch.multinomial(targets.weights, 1, generator=generator))[:, 0]
     background = torch.randint(targets.num_classes, (n,), generator=generator, device=device)
     return torch.where(torch.rand(n, generator=generator, device=device) < targets.epsilon, background, label)
 
 # %% ../nbs/losses/losses.ipynb #c1fcea44
 def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
-                               targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                               targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
-                               temperature=1.,          # tau > 0
-                               noise_samples=None,      # as for `info_nce`
-                               reduction='mean',        # 'none' | 'mean' | 'sum'
+                               temperature:float|Tensor=1., # tau > 0
+                               noise_samples:Targets|NoiseSource=None, # as for `info_nce`
+                               reduction:str='mean',    # 'none' | 'mean' | 'sum'
                                generator:torch.Generator=None, # of the sampled labels
                               )->Tensor:                # a scalar, or `(N,)` for 'none'
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
-    check_logits(logits); check_device(targets, logits)
-    like = full_precision(logits).dtype
-    if hasattr(noise_samples, 'check_sampled'): noise_samples.check_sampled(targets)  # a micro-batch's
-    labels = sample_labels(check_any_targets(targets, *logits.shape, like=like), generator)
-    if isinstance(noise_samples, (Tensor, SparseTargets)):
-        noise_samples = sample_labels(check_any_targets(noise_samples, None, logits.shape[1], 'noise_samples', like=like), generator)
-    return info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature,
-                    noise_samples=noise_samples, reduction=reduction)
-
-# %% ../nbs/losses/losses.ipynb #ef4856cf
-def mixed_rows(table, targets, background=True):
-    "alpha @ table for a `(K, d)` table: `(M, d)`; gathers where the targets are class ids or sparse."
-    if isinstance(targets, SparseTargets):
-        eps = per_row(targets.epsilon)
-        out = (1-eps)*torch.einsum('msd,ms->md', F.embedding(targets.indices, table), targets.weights)
-        return out + eps*table.mean(0) if background else out
-    return F.embedding(targets, table) if targets.ndim == 1 else targets @ table
-
-def one_background(*groups):
-    "Whether all targets are sparse with the same epsilon, so that the background cancels."
-    eps = [g.epsilon if isinstance(g, SparseTargets) else None for g in groups]
-    return all(isinstance(e, (int, float)) and e == eps[0] for e in eps)
+    check_logits(logits)
+    labels = sample_labels(check_targets(targets, *logits.shape, logits), generator)
+    if isinstance(noise_samples, NoiseSource): noise_samples.check_sampled(targets)
+    elif noise_samples is not None:
+        noise_samples = sample_labels(check_targets(noise_samples, None, logits.shape[1], logits, 'noise_samples'), generator)
+    return info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples, reduction=reduction)
 
 # %% ../nbs/losses/losses.ipynb #8fb1d8a7
 def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 weight:Tensor,           # `(K, d)` label embeddings
-                                targets,                 # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                                targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                 *, bias:Tensor=None,     # `(K,)`
                                 noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
-                                temperature=1.,          # tau > 0
-                                noise_samples=None,      # as for `soft_target_info_nce`
-                                reduction='mean',        # 'none' | 'mean' | 'sum'
-                                sparse_grad=False,       # the gradient of `weight` as a sparse tensor, as `nn.Embedding(sparse=True)` has it
+                                temperature:float|Tensor=1., # tau > 0
+                                noise_samples:Targets|NoiseSource=None, # as for `soft_target_info_nce`
+                                reduction:str='mean',    # 'none' | 'mean' | 'sum'
+                                sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor, as `nn.Embedding(sparse=True)`
                                )->Tensor:                # a scalar, or `(N,)` for 'none'
-    """Soft target InfoNCE, Eq. (11), of a linear head, without its logits (`ClosedForm` needs them). Raises ValueError naming the argument.
+    """Soft target InfoNCE, Eq. (11), of a linear head, without its logits (`ClosedForm` needs them).
 
-    With `sparse_grad` (sparse targets on a fast path only) the cost does not depend on the number of classes."""
+    With `sparse_grad` the cost does not depend on the number of classes; it is refused where the gradient would be dense.
+    Raises ValueError naming the argument."""
+    check_reduction(reduction)
+    check_temperature(temperature)
     z, W, b = linear_inputs(embeddings, weight, bias)
-    check_temperature(temperature); check_device(targets, embeddings)
-    eta = noise_of(noise_probs, len(W), z)
-    targets = check_any_targets(targets, len(z), len(W), like=z.dtype)
-    source, in_batch, extras = noise_source(noise_samples, eta, targets)
+    eta, log_eta = noise_of(noise_probs, W.shape[0], z)
+    targets = check_targets(targets, z.shape[0], W.shape[0], z)
+    candidates = gather_candidates(targets, noise_samples, eta, count_classes=False)
+    if sparse_grad: check_sparse_gradient(candidates)
     with torch.autocast(z.device.type, enabled=False):
-        if isinstance(source, ClosedForm): losses = closed_form_rows(F.linear(z, W, b)/temperature, targets, source, eta)
-        else: losses = linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad)
-    return reduce(losses, reduction)
+        return reduce(contrast(LinearScores(z, W, b, temperature, log_eta, sparse_grad), candidates), reduction)
 
 # %% ../nbs/losses/losses.ipynb #b07eea70
-def linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad):
-    losses = fast_linear_rows(z, W, b, eta, temperature, targets, extras, in_batch, sparse_grad)
-    if losses is not None: return losses
-    z, offset, background = z/temperature, ((0. if b is None else b/temperature) - eta.log())[:, None], not one_background(targets, *extras)
-    mixed = lambda t: (mixed_rows(W, t, background), mixed_rows(offset, t, background)[:, 0])
-    def cross(t): rows, shift = mixed(t); return z @ rows.T + shift
-    def own(t): rows, shift = mixed(t); return (z*rows).sum(1) + shift
-    return contrast_rows(cross, own, targets, extras, in_batch)
-
 def linear_inputs(embeddings, weight, bias):
     "Embeddings, weight and bias in full precision, their shapes checked."
     check_logits(embeddings, 'embeddings')
     if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != embeddings.shape[1]:
-        raise ValueError(f"weight must have shape (K, {embeddings.shape[1]}) like the embeddings, got {tuple(getattr(weight, 'shape', ()))}")
-    if bias is not None and bias.shape != weight.shape[:1]: raise ValueError(f"bias must have shape ({len(weight)},), got {tuple(bias.shape)}")
+        raise ValueError(f"weight must have shape (K, {embeddings.shape[1]}) like the embeddings, got {kind_of(weight)}")
+    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {kind_of(bias)}")
     dtype = torch.promote_types(full_precision(embeddings).dtype, full_precision(weight).dtype)
     return embeddings.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
+def check_sparse_gradient(candidates):
+    "Raise ValueError where some candidate has mass on all classes, and with it the gradient by the weight."
+    groups = [candidates.own, getattr(candidates, 'rows', None)]
+    if any(g is None or g.probs is not None or g.share is not None for g in groups):
+        raise ValueError("sparse_grad needs SparseTargets or class ids of one epsilon, and candidates of that kind: "
+                         "with these the gradient by the weight is dense")
+
 # %% ../nbs/losses/losses.ipynb #ee5f8242
+def unsmooth(probs, epsilon):
+    "The distribution that smoothing by epsilon turned into `probs`; what falls below zero is cut off."
+    if epsilon == 0: return probs
+    probs = (probs - epsilon/probs.shape[-1]).clamp(min=0)
+    return probs/probs.sum(-1, keepdim=True)
+
+def check_epsilon(epsilon): check_fraction(epsilon, 'epsilon', below_one=True)
+
+def smoothed(probs, epsilon): return (1-epsilon)*probs + epsilon/probs.shape[-1]
+
+# %% ../nbs/losses/losses.ipynb #fc925f16
+def independent_noise_probs(scores, eta, epsilon, noise_epsilon, lam=1.):
+    "Read-out for many noise targets from eta, mixed with `lam` and smoothed by `noise_epsilon`; positives smoothed by `epsilon`."
+    parts = [t*((1-noise_epsilon)*t*scores + eta.log()).softmax(-1) for t in (lam, 1-lam) if t > 0]
+    return sum(parts) if noise_epsilon == epsilon else unsmooth(smoothed(sum(parts), noise_epsilon), epsilon)
+
+# %% ../nbs/losses/losses.ipynb #0d586af0
 class NLL(nn.Module):
     "Module of `nll`, Eq. (1)."
     loss = staticmethod(nll)
-    def __init__(self, temperature=1., reduction='mean'):
+    def __init__(self, temperature:float|Tensor=1., # tau > 0; a tensor becomes a buffer, a Parameter is learned
+                 reduction:str='mean'):             # 'none' | 'mean' | 'sum'
         super().__init__()
-        check_temperature(temperature); reduce(torch.zeros(1), reduction)
-        self.temperature, self.reduction = temperature, reduction
-    def forward(self, logits, targets): return self.loss(logits, targets, temperature=self.temperature, reduction=self.reduction)
+        check_temperature(temperature)
+        check_reduction(reduction)
+        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter): self.register_buffer('temperature', temperature)
+        else: self.temperature = temperature
+        self.reduction = reduction
+    def options(self)->dict:
+        "Keyword arguments of the function."
+        return dict(temperature=self.temperature, reduction=self.reduction)
+    def forward(self, logits, targets): return self.loss(logits, targets, **self.options())
+    def scores(self, logits):
+        "s `(N, K)` in full precision, and eta `(K,)`."
+        eta, log_eta = noise_of(getattr(self, 'noise_probs', None), logits.shape[-1], logits)
+        return written_out(logit_scores(logits, self.temperature, log_eta)), eta
     def probs(self, logits:Tensor, # `(N, K)`
-              epsilon=0.,          # smoothing of the targets it was trained on, in [0, 1)
+              epsilon:float=0.,    # smoothing of the targets it was trained on, in [0, 1)
              )->Tensor:            # `(N, K)`
-        "Estimate of `p(k|x)`."
+        "Estimate of `p(k|x)`. Raises ValueError naming the argument."
         check_epsilon(epsilon)
-        return unsmooth((full_precision(logits)/self.temperature).softmax(-1), epsilon)
-    def extra_repr(self): return f"temperature={self.temperature}, reduction={self.reduction!r}"
+        check_logits(logits)
+        return unsmooth(self.scores(logits)[0].softmax(-1), epsilon)
+    def extra_repr(self): return f"temperature={float(self.temperature)}, reduction={self.reduction!r}"
 
 class SoftTargetCrossEntropy(NLL):
     "Module of `soft_target_cross_entropy`, Eq. (3)."
     loss = staticmethod(soft_target_cross_entropy)
 
-# %% ../nbs/losses/losses.ipynb #0d586af0
+# %% ../nbs/losses/losses.ipynb #79125e60
 class InfoNCE(NLL):
     "Module of `info_nce`, Eq. (5)."
     loss = staticmethod(info_nce)
-    def __init__(self, noise_probs=None, temperature=1., noise_samples=None, reduction='mean', **kwargs):
+    def __init__(self, noise_probs:Tensor=None,      # `(K,)` noise distribution, a buffer; None: uniform
+                 temperature:float|Tensor=1.,        # tau > 0; a tensor becomes a buffer, a Parameter is learned
+                 noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
+                 reduction:str='mean'):              # 'none' | 'mean' | 'sum'
         super().__init__(temperature, reduction)
         if noise_probs is not None: check_simplex(noise_probs, 'noise_probs', ndim=1, positive=True)
         self.register_buffer('noise_probs', noise_probs)
+        check_noise_samples(noise_samples)
         if isinstance(noise_samples, Tensor): self.register_buffer('noise_samples', noise_samples)
         else: self.noise_samples = noise_samples
-        self.kwargs = kwargs
+    def options(self): return dict(super().options(), noise_probs=self.noise_probs)
     def forward(self, logits, targets, noise_samples=None): # noise_samples: of this call, in place of the constructor's
-        return self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
-                         noise_samples=self.noise_samples if noise_samples is None else noise_samples, reduction=self.reduction, **self.kwargs)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+        noise_samples = self.noise_samples if noise_samples is None else noise_samples
+        return self.loss(logits, targets, noise_samples=noise_samples, **self.options())
+    def probs(self, logits:Tensor, epsilon:float=0.)->Tensor:
         "Estimate of `p(k|x)`: labels drawn from targets smoothed by epsilon, `noise_probs` the marginal of the true labels."
         check_epsilon(epsilon)
-        s, eta = noise_scores(logits, self.noise_probs, self.temperature)
-        if isinstance(self.noise_samples, (Fresh, ClosedForm)): return independent_noise_probs(s, eta, epsilon, self.noise_samples.epsilon, self.noise_samples.lam)
+        check_logits(logits)
+        (s, eta), noise = self.scores(logits), self.noise_samples
+        if isinstance(noise, (Fresh, ClosedForm)): return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
+        return self.in_batch_probs(s, eta, epsilon)
+    def in_batch_probs(self, s, eta, epsilon):
+        "The other rows' labels follow the smoothed marginal."
         return unsmooth((s + smoothed(eta, epsilon).log()).softmax(-1), epsilon)
 
-# %% ../nbs/losses/losses.ipynb #79125e60
+def check_noise_samples(noise_samples):
+    "Raise ValueError unless they are None, a source, or targets."
+    if noise_samples is None or isinstance(noise_samples, (Tensor, SparseTargets, NoiseSource)): return
+    hint = f": give an instance, {noise_samples.__name__}(...)" if isinstance(noise_samples, type) else ""
+    raise ValueError("noise_samples must be None, targets, or a NoiseSource such as Queue or Fresh, "
+                     f"got {noise_samples!r}{hint}")
+
+# %% ../nbs/losses/losses.ipynb #82d44a63
 class SoftDistributionInfoNCE(InfoNCE):
-    "Module of `soft_distribution_info_nce`, Eq. (30). Also takes `generator`."
+    "Module of `soft_distribution_info_nce`, Eq. (30)."
     loss = staticmethod(soft_distribution_info_nce)
+    def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
+                 reduction:str='mean', generator:torch.Generator=None): # as `InfoNCE`; generator: of the sampled labels
+        super().__init__(noise_probs, temperature, noise_samples, reduction)
+        self.generator = generator
+    def options(self): return dict(super().options(), generator=self.generator)
 
 class SoftTargetInfoNCE(InfoNCE):
-    "Module of `soft_target_info_nce`, Eq. (11). Also takes `chunk_size`."
+    "Module of `soft_target_info_nce`, Eq. (11)."
     loss = staticmethod(soft_target_info_nce)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
+                 reduction:str='mean', chunk_size:int=None): # as `InfoNCE`; chunk_size: rows at a time
+        super().__init__(noise_probs, temperature, noise_samples, reduction)
+        if chunk_size is not None: check_integer(chunk_size, 'chunk_size')
+        self.chunk_size = chunk_size
+    def options(self): return dict(super().options(), chunk_size=self.chunk_size)
+    def in_batch_probs(self, s, eta, epsilon):
         "Estimate of `p(k|x)`: `softmax((1-epsilon) s + log noise_probs)` where all candidates are smoothed alike."
-        check_epsilon(epsilon)
-        s, eta = noise_scores(logits, self.noise_probs, self.temperature)
-        noise = self.noise_samples
-        if isinstance(noise, (Fresh, ClosedForm)): return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
         return independent_noise_probs(s, eta, epsilon, noise_epsilon=epsilon)

@@ -381,6 +381,12 @@ def plain_cross_entropy(logits, targets, tau=1.): return -(targets*torch.log_sof
 def rounded(p, dtype): return {a: b.detach().to(dtype) if b.is_floating_point() else b for a, b in p.items()}
 
 
+def exact(p):
+    "In float64, with rows of the simplex that sum to one again after their rounding: what a loss reads rounded targets as."
+    wide = rounded(p, torch.float64)
+    return {a: b/b.sum(-1, keepdim=True) if a in ('t', 'eta', 'more') else b for a, b in wide.items()}
+
+
 PRECISE = {   # name -> (loss, plain version in the inputs' own dtype)
     'soft_target_info_nce': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau, reduction='none'),
                              lambda l, p, tau: plain(l, p['t'], p['eta'], tau)),
@@ -426,7 +432,7 @@ def test_low_precision_is_no_worse_than_plain(name, dtype, autocast):
         for seed in range(6):
             p = precise_problem(seed, scale)
             p = rounded({**p, 'x': p['x'].detach() + shift}, dtype)
-            wide = rounded(p, torch.float64)
+            wide = exact(p)
             truth, (slope,) = o.value_and_grad(lambda l: simple(l, wide, tau), wide['x'])
             value, (grad,) = o.value_and_grad(lambda l: loss(l, p, tau), p['x'], autocast=autocast)
             rough, (steep,) = o.value_and_grad(lambda l: simple(l, p, tau), p['x'])
@@ -434,9 +440,10 @@ def test_low_precision_is_no_worse_than_plain(name, dtype, autocast):
             errors = [value - truth, rough - truth, tau*(grad - slope), tau*(steep - slope)]
             worst = torch.maximum(worst, torch.stack([e.abs().max() for e in errors]))
         off, plain_off, grad_off, grad_plain_off = worst.tolist()
-        assert off <= plain_off + 2e-6 + 2.5e-7*(scale + shift)/tau, (scale, shift, tau, off, plain_off)
+        assert off <= plain_off + 2e-6 + 5e-7*scale/tau, (scale, shift, tau, off, plain_off)  # no term in the shift
         added = 1e-8*(scale + shift)/tau if name == 'info_nce' else 0.  # log counts - log eta, one number added to large scores
-        assert grad_off <= 1.25*grad_plain_off + 4e-6 + added, (scale, shift, tau, grad_off, grad_plain_off)
+        twice = 1.25 if dtype == torch.float32 else 1.5  # a 16-bit gradient is rounded when it is stored, and when it is weighted
+        assert grad_off <= twice*grad_plain_off + 6e-6 + added, (scale, shift, tau, grad_off, grad_plain_off)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
@@ -445,7 +452,7 @@ def test_half_inputs_are_computed_in_single_precision(dtype):
     p = rounded(problem(40, 30), dtype)
     for tau in (1., 1e-3):
         value = soft_target_info_nce(p['x'], p['t'], noise_probs=p['eta'], temperature=tau, reduction='none')
-        truth = plain(*(p[a].double() for a in ('x', 't', 'eta')), tau)
+        truth = plain(*(exact(p)[a] for a in ('x', 't', 'eta')), tau)
         assert value.isfinite().all() and (value.double() - truth).abs().max() < 3e-6*(1 + 1/tau)
         assert (plain(p['x'], p['t'], p['eta']).double() - plain(*(p[a].double() for a in ('x', 't', 'eta')))).abs().max() > 1e-3
 
