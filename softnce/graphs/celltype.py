@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
-from ..training.loop import load_checkpoint, read_out, save_checkpoint
+from ..training import load_checkpoint, read_out, save_checkpoint
 with warnings.catch_warnings(): # newer versions of torch deprecate what torch-geometric does when it is imported
     warnings.simplefilter('ignore', FutureWarning)
     from torch_geometric.data import Data, Dataset

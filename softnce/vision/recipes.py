@@ -14,7 +14,7 @@ from .images import load
 from ..losses import NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE
 from .models import make_model
 from ..noise import ClosedForm, Fresh, Queue, empirical_noise
-from ..training.loop import TrainConfig, fit, load_checkpoint, predict, ranks, save_checkpoint, scaled_lr
+from ..training import TrainConfig, fit, load_checkpoint, predict, ranks, save_checkpoint, scaled_lr
 
 # %% ../../nbs/vision/recipes.ipynb #e01661fb
 HARD = ('nll', 'info_nce')

@@ -9,7 +9,7 @@ from softnce.graphs.models import GCN, DeeperGCN
 from softnce.losses import NLL, SoftDistributionInfoNCE, SoftTargetInfoNCE
 from softnce.noise import empirical_noise
 from softnce.graphs.tissue import contacts, growth_directions, make_specimen, make_tissue, random_walk_centrality, reference_system, write_specimen
-from softnce.training.loop import TrainConfig, fit
+from softnce.training import TrainConfig, fit
 from torch_geometric.data import Batch
 
 
