@@ -213,9 +213,9 @@ def traffic(rank, even):
 
 @pytest.mark.parametrize('even', [False, True])
 def test_sparse_targets_travel_as_ids_and_weights(pool, even):
-    head = [] if even else [7*8]
+    head = [] if even else [8*8]
     for sent in pool.run(2, traffic, even):
-        assert sent == {'ids': head + [256*8], 'sparse': head + [256*2*(4+4)], 'dense': head + [256*1000*4]}
+        assert sent == {'ids': head + [256*4], 'sparse': head + [256*2*(4+4)], 'dense': head + [256*1000*4]}
 
 
 # ---------------------------------------------------------------- evaluation, modules, DDP
