@@ -2,7 +2,8 @@
 import math
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from softnce.calibration import bin_index, brier_score, calibrated_floor, expected_calibration_error, fit_temperature, reliability
+from softnce.calibration import (bin_index, brier_score, calibrated_floor, expected_calibration_error, fit_temperature,
+                                 reliability)
 
 
 def random_problem(n, k, seed, scale=2., dtype=torch.float64):
@@ -29,7 +30,8 @@ def test_ece_and_reliability_match_loops(n, k, num_bins, scale):
     r, bins = reliability(probs, labels, num_bins), literal_bins(probs, labels, num_bins)
     assert r.count.tolist() == [len(b) for b in bins]
     mean = lambda v: sum(v)/len(v) if v else math.nan
-    for got, want in ((r.confidence, [mean([c for c, _ in b]) for b in bins]), (r.accuracy, [mean([right for _, right in b]) for b in bins])):
+    for got, want in ((r.confidence, [mean([c for c, _ in b]) for b in bins]),
+                      (r.accuracy, [mean([right for _, right in b]) for b in bins])):
         torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=0, atol=1e-12, equal_nan=True)
     want = sum(len(b)/n*abs(mean([right for _, right in b])-mean([c for c, _ in b])) for b in bins if b)
     assert expected_calibration_error(probs, labels, num_bins) == pytest.approx(want, abs=1e-12)
@@ -106,7 +108,8 @@ def test_floor_is_the_mean_ece_of_calibrated_labels():
     probs = logits.softmax(-1)
     got = calibrated_floor(probs, draws=200, generator=torch.Generator().manual_seed(1))
     g = torch.Generator().manual_seed(2)
-    other = torch.tensor([expected_calibration_error(probs, torch.multinomial(probs, 1, generator=g)[:, 0]) for _ in range(200)])
+    other = torch.tensor([expected_calibration_error(probs, torch.multinomial(probs, 1, generator=g)[:, 0])
+                          for _ in range(200)])
     assert abs(got-other.mean()) < 5*other.std()*(2/200)**.5
     assert got == calibrated_floor(probs, draws=200, generator=torch.Generator().manual_seed(1))
 
@@ -118,7 +121,8 @@ def test_temperature_is_the_minimum(seed, scale):
     logits, _ = random_problem(300, 6, seed)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
     nll = lambda log_t: torch.nn.functional.cross_entropy(scale*logits/math.exp(log_t), labels).item()
-    want = math.exp(optimize.minimize_scalar(nll, bounds=(math.log(.01), math.log(100)), method='bounded', options=dict(xatol=1e-10)).x)
+    want = math.exp(optimize.minimize_scalar(nll, bounds=(math.log(.01), math.log(100)), method='bounded',
+                                             options=dict(xatol=1e-10)).x)
     assert fit_temperature(scale*logits, labels) == pytest.approx(want, rel=1e-6)
 
 
@@ -128,7 +132,8 @@ def test_temperature_scales_with_the_logits(seed, factor):
     logits, _ = random_problem(60, 4, seed)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
     a = fit_temperature(logits, labels, bounds=(1e-6, 1e6))
-    if 1e-3 < a < 1e3: assert fit_temperature(factor*logits, labels, bounds=(1e-6, 1e6)) == pytest.approx(factor*a, rel=1e-9)
+    if 1e-3 < a < 1e3:
+        assert fit_temperature(factor*logits, labels, bounds=(1e-6, 1e6)) == pytest.approx(factor*a, rel=1e-9)
 
 
 def test_temperature_ignores_row_constants_and_dtype():
@@ -150,9 +155,11 @@ def test_temperature_of_large_logits_and_one_mistake():
 def test_temperature_at_its_bounds_warns():
     sure, coin = torch.eye(3), torch.tensor([[1., 0.], [0., 1.]])
     with pytest.warns(UserWarning, match='largest logit'): assert fit_temperature(sure, torch.arange(3)) == .01
-    with pytest.warns(UserWarning, match='no better than chance'): assert fit_temperature(coin, torch.tensor([1, 0])) == 100
+    with pytest.warns(UserWarning, match='no better than chance'):
+        assert fit_temperature(coin, torch.tensor([1, 0])) == 100
     with pytest.warns(UserWarning, match='T = 0.5'): assert fit_temperature(sure, torch.arange(3), bounds=(.5, 2)) == .5
-    with pytest.warns(UserWarning, match='no better than chance'): assert fit_temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == 100
+    with pytest.warns(UserWarning, match='no better than chance'):
+        assert fit_temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == 100
 
 
 P, Y = torch.full((4, 3), 1/3), torch.tensor([0, 1, 2, 0])
