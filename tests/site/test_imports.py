@@ -12,7 +12,9 @@ NAMES = {
     "softnce.losses": ["NLL", "SoftTargetCrossEntropy", "InfoNCE", "SoftDistributionInfoNCE", "SoftTargetInfoNCE"],
     "softnce.targets": ["SparseTargets", "one_hot", "smooth", "mix"],
     "softnce.noise": ["uniform_noise", "empirical_noise", "ContinuousCategorical", "Queue", "Fresh", "ClosedForm"],
-    "softnce.calibration": ["expected_calibration_error", "reliability", "brier_score", "fit_temperature"],
+    "softnce.calibration": ["expected_calibration_error", "reliability", "brier_score", "fit_temperature",
+                            "kl_divergence", "total_variation", "vote_floor"],
+    "softnce.annotators": ["Votes", "vote_targets", "dawid_skene"],
     "softnce.peers": ["Distillation", "BinaryCrossEntropy", "LogitAdjustedCrossEntropy", "SoftInfoNCE"],
     "softnce.information": ["mutual_information", "optimal_info_nce", "info_nce_bound"],
     "softnce.graphs": ["read_specimen"],
@@ -43,7 +45,7 @@ def of_torch(): return loaded("import torch, numpy")
 
 
 @pytest.mark.parametrize("code", ["import softnce", "import softnce; softnce.SoftTargetInfoNCE, dir(softnce)",
-                                  "import softnce.losses, softnce.targets, softnce.noise, softnce.calibration",
+                                  "import softnce.losses, softnce.noise, softnce.calibration, softnce.annotators",
                                   "import softnce.peers, softnce.information, softnce.theory.gradients"])
 def test_the_losses_need_torch_and_numpy_only(of_torch, code):
     new = loaded(code) - of_torch
