@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from .candidates import AllClasses, gather_candidates, parts_of
 from .contrast.scores import (LinearScores, check_logits, check_temperature, contrast, full_precision,
-                                     logit_scores, written_out)
+                                     logit_scores, noise_scores)
 from .noise import ClosedForm, Fresh, NoiseSource, noise_of
 from .targets import SparseTargets, Targets, check_fraction, check_integer, check_simplex, check_targets, kind_of
 
@@ -214,17 +214,12 @@ class NLL(nn.Module):
         "Keyword arguments of the function."
         return dict(temperature=self.temperature, reduction=self.reduction)
     def forward(self, logits, targets): return self.loss(logits, targets, **self.options())
-    def scores(self, logits):
-        "s `(N, K)` in full precision, and eta `(K,)`."
-        eta, log_eta = noise_of(getattr(self, 'noise_probs', None), logits.shape[-1], logits)
-        return written_out(logit_scores(logits, self.temperature, log_eta)), eta
     def probs(self, logits:Tensor, # `(N, K)`
               epsilon:float=0.,    # smoothing of the targets it was trained on, in [0, 1)
              )->Tensor:            # `(N, K)`
         "Estimate of `p(k|x)`. Raises ValueError naming the argument."
         check_epsilon(epsilon)
-        check_logits(logits)
-        return unsmooth(self.scores(logits)[0].softmax(-1), epsilon)
+        return unsmooth(noise_scores(logits, None, self.temperature)[0].softmax(-1), epsilon)
     def extra_repr(self): return f"temperature={float(self.temperature)}, reduction={self.reduction!r}"
 
 class SoftTargetCrossEntropy(NLL):
@@ -252,8 +247,7 @@ class InfoNCE(NLL):
     def probs(self, logits:Tensor, epsilon:float=0.)->Tensor:
         "Estimate of `p(k|x)`: labels drawn from targets smoothed by epsilon, `noise_probs` the marginal of the true labels."
         check_epsilon(epsilon)
-        check_logits(logits)
-        (s, eta), noise = self.scores(logits), self.noise_samples
+        (s, eta), noise = noise_scores(logits, self.noise_probs, self.temperature), self.noise_samples
         if isinstance(noise, (Fresh, ClosedForm)): return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
         return self.in_batch_probs(s, eta, epsilon)
     def in_batch_probs(self, s, eta, epsilon):

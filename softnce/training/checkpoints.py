@@ -45,12 +45,12 @@ def load_checkpoint(path):
     return torch.load(path, map_location='cpu', weights_only=True) if Path(path).exists() else None
 
 # %% ../../nbs/training/checkpoints.ipynb #39c8ae05
-def generators_of(loader, loss, # what may hold a `torch.Generator`: as `generator`, or among a loss's `kwargs`
+def generators_of(loader, loss, # what may hold a `torch.Generator`, as `generator`
                   more=(),      # those that the caller names
                  )->list:
     "The `torch.Generator`s that a loader, its sampler, a loss and its noise source were handed, then `more`."
     owners = loader, getattr(loader, 'sampler', None), loss, getattr(loss, 'noise_samples', None)
-    found = [getattr(o, 'generator', None) or getattr(o, 'kwargs', {}).get('generator') for o in owners]
+    found = [getattr(o, 'generator', None) for o in owners]
     return [g for g in found if g is not None] + list(more)
 
 def rng_state(generators=())->dict: # plain values and tensors, for a checkpoint

@@ -52,16 +52,12 @@ def micro_losses(loss:nn.Module, # of logits and targets
     "The loss of a step in micro-batches: their candidates are the targets of the whole step, which carry no gradient."
     contrastive = len(slices) > 1 and isinstance(loss, InfoNCE) # others see a row alone: shares add up as they are
     if contrastive and isinstance(loss, SoftDistributionInfoNCE): # one draw a row: its own label, and others' candidate
-        targets = sample_labels(targets, loss.kwargs.get('generator'))
+        targets = sample_labels(targets, loss.generator)
     micro = [targets[s] for s in slices]
     sources = micro_batch_noise(micro, loss.noise_samples) if contrastive else [None]*len(micro)
     for j, (own, source) in enumerate(zip(micro, sources)):
-        value = _with_source(loss, logits_of(j), own, source) if contrastive else loss(logits_of(j), own)
+        value = loss(logits_of(j), own, noise_samples=source) if contrastive else loss(logits_of(j), own)
         yield value*(len(own)/len(targets))
-
-def _with_source(loss, logits, targets, source): # the loss as it is set up, with another noise source
-    return loss.loss(logits, targets, noise_probs=loss.noise_probs, temperature=loss.temperature, noise_samples=source,
-                     reduction=loss.reduction, **loss.kwargs)
 
 # %% ../../nbs/training/loop.ipynb #6b9221ac
 def fit(model:nn.Module,    # inputs to logits
