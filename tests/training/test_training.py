@@ -508,7 +508,7 @@ def test_a_signal_to_one_rank_stops_all_and_they_resume(tmp_path):
 # ---- the experiment, killed
 
 def start(out, *parameters):
-    command = [sys.executable, '-c', 'from softnce.runs.runs import main; main()', 'run', 'images', *(v for p in parameters for v in ('-p', p)), '--out', str(out)]
+    command = [sys.executable, '-c', 'from softnce.runs.cli import main; main()', 'run', 'images', *(v for p in parameters for v in ('-p', p)), '--out', str(out)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
