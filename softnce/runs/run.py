@@ -24,8 +24,6 @@ half-written. `metrics.json` appears last, so that it means done.
 Traceback (most recent call last):
     ...
 ValueError: new column 'los': the first row of history.csv fixed the columns to seed, epoch, split, loss
->>> run.finished
-False
 >>> folder.cleanup()
 """
 
