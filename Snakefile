@@ -1,8 +1,9 @@
-"""The paper as one graph: trainings -> figures and tables. `snakemake -n` lists it all; config/*.yaml says what, and how large.
+"""The paper as one graph: trainings -> figures and tables.
 
-A run is `softnce run` on a notebook (see nbs/guides/clusters.ipynb). Its metrics.json appears last, so that it means done. The
-executed notebook, its log and its checkpoints are neither outputs nor logs here: Snakemake deletes the ones and empties the
-others. A run is made again when the code of its notebook changes, and only then.
+`snakemake -n` lists it all; config/*.yaml says what, and how large. A run is `softnce run` on a notebook (see
+nbs/guides/clusters.ipynb). Its metrics.json appears last, so that it means done. The executed notebook, its log and its
+checkpoints are neither outputs nor logs here: Snakemake deletes the ones and empties the others. A run is made again
+when the code of its notebook changes, and only then.
 """
 from softnce.runs import Plan, check_partition, wait_for_queue
 
