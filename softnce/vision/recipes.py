@@ -132,7 +132,7 @@ def train_images(dataset:dict, # arguments of `load`
 # %% ../../nbs/vision/recipes.ipynb #7b0c2b5e
 def log_epoch(folder, epochs, row): # of a run, perhaps from another process
     "Append a row to a run's history.csv, once an epoch, and print it."
-    from softnce.runs.runs import Run
+    from softnce.runs.run import Run
     run = Run(Path(folder))
     if not len(h := run.history()) or row['epoch'] not in set(h['epoch']): run.log_row(**row)
     print(f"epoch {row['epoch']:3}/{epochs}  loss {row['train_loss']:.4f}  valid top-1 {row['top1']:.4f}  nll {row['nll']:.4f}  ece {row['ece']:.4f}", flush=True)

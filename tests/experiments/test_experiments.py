@@ -10,8 +10,7 @@ import torch
 import softnce.runs.ledgers as ledgers
 from softnce.runs.ledgers import KEY, as_text, at_best_rate, difference, half_width, ledger_path, read_ledger, write_ledger
 from softnce.losses import SoftTargetInfoNCE
-from softnce.runs.runs import experiments_dir, find_experiment, resolve, run_experiment, run_id
-from softnce.runs.sweeps import needs
+from softnce.runs import experiments_dir, find_experiment, needs, resolve, run_experiment, run_id
 from softnce.targets import one_hot, smooth
 
 SWEEPS = ['noise_samples', 'label_smoothing', 'heads', 'calibration', 'tables']
@@ -234,7 +233,7 @@ def test_a_ledger_with_a_key_of_its_own(tmp_path, monkeypatch):
 
 
 def test_no_ledger_outside_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledgers, 'experiments_dir', lambda: tmp_path/'softnce'/'experiments')
+    monkeypatch.setattr(ledgers, 'checkout', lambda: None)
     assert ledger_path('x') is None and read_ledger('x') is None
     with pytest.raises(ValueError, match='results/ of a checkout'): write_ledger(sweep([.1], [0], lambda *a: 0.), 'x')
 

@@ -6,7 +6,7 @@ for name in ('h5py', 'torch_geometric', 'papermill'): pytest.importorskip(name)
 from softnce.graphs.celltype import RAW
 
 TINY = "losses=['nll','soft_distribution_info_nce','soft_target_info_nce'] folds=[1] per_stage=2 cells=[40,60] depth=2 hidden=8 batch_size=3 epochs_hard=4 epochs_soft=4".split()
-TEST = [sys.executable, '-c', 'from softnce.runs.runs import main; main()', 'run', 'graphs', *[a for p in TINY for a in ('-p', p)]]
+TEST = [sys.executable, '-c', 'from softnce.runs.cli import main; main()', 'run', 'graphs', *[a for p in TINY for a in ('-p', p)]]
 
 
 def start(out, *more): return subprocess.Popen([*TEST, *more, '--out', str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
