@@ -88,13 +88,13 @@ def random_features(table, rows, rng, dtype):
         yield name, a[:, 0] if width == '1' else a
 
 
-def write_random_specimen(path, seed, n=40, ids=None, dtype=np.float32, attributes=True):
+def write_random_specimen(path, seed, n=40, ids=None, dtype=np.float32, attributes=True, more_pairs=3):
     """A file in the benchmark's format with random numbers in place of features: a connected graph, background edges,
     gaps in the ids."""
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.choice(np.arange(1, 1500), n, replace=False)) if ids is None else ids
     pairs = {(ids[i], ids[rng.integers(i)]) for i in range(1, n)} | {(0, i) for i in ids[::3]}
-    pairs |= {tuple(rng.choice(ids, 2, replace=False)) for _ in range(3*n)}
+    pairs |= {tuple(rng.choice(ids, 2, replace=False)) for _ in range(more_pairs*n)}
     pairs = np.array(sorted({(min(p), max(p)) for p in pairs}))
     pairs = pairs[rng.permutation(len(pairs))]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def split_names(fold:int|None=0, # 0 to 4; None: the simple split
     return out
 
 # %% ../../nbs/graphs/celltype.ipynb #1932560b
-CACHE = 1 # raised when the reader gives other graphs, so that none of before is used
+CACHE = 2 # raised when the reader gives other graphs or refuses more, so that none of before is used
 
 def _files(root, name): # files of a specimen, sorted by name
     stage = next(s for s in STAGES if name.startswith(s+'_') and name[len(s)+1:] in STAGES[s])

@@ -14,7 +14,7 @@ file becomes columns of `x` (N, 74) or `edge_attr` (E, 11), with the statistics 
     zscore(a) = (a - mean(a)) / sd(a),   mean and deviation over the whole array
 
 Contacts with the background count in these statistics and are no edges. An edge is stored once, as in the benchmark.
-A file that cannot be read right is a ValueError with its name and the key.
+`FORMAT` says what each key holds; anything else is a ValueError with file, key, what came and what is allowed.
 
 >>> import numpy as np, tempfile
 >>> from softnce.graphs.tissue import make_specimen, write_specimen
@@ -31,6 +31,7 @@ A file that cannot be read right is a ValueError with its name and the key.
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np, torch
 with warnings.catch_warnings(): # newer versions of torch deprecate what torch-geometric does when it is imported
     warnings.simplefilter('ignore', FutureWarning)
@@ -55,9 +56,7 @@ def unit(a): # `(n, d)`
     return a/(np.linalg.norm(a, axis=1, keepdims=True) + TINY)
 
 def onehot(a): # `(n,)` integers
-    "Five columns, counted from the smallest value; ValueError unless integers."
-    if not np.issubdtype(a.dtype, np.integer): raise ValueError(f"must hold integers, got {a.dtype}")
-    a = a.astype(np.int64)
+    "Five columns, counted from the smallest value."
     return np.eye(STEPS)[(a - a.min()).clip(0, STEPS-1)]
 
 MAPS = dict(zscore=zscore, unit=unit, abs=np.abs, onehot=onehot)
@@ -85,56 +84,136 @@ def columns(features:dict, # `NODE_FEATURES` or `EDGE_FEATURES`
     return {name: slice(end-width, end) for (name, (width, _)), end in zip(features.items(), ends)}
 
 # %% ../../nbs/graphs/specimen.ipynb #354faa96
-KEYS = 'cell_ids edges_ids cell_labels edges_labels cell_features edges_features cell_samples'.split()
+INTEGERS = {f'{sign}int{bits}' for sign in ('', 'u') for bits in (8, 16, 32, 64)} # names of dtypes; bool is a flag
+TYPES = dict(integers=INTEGERS, numbers=INTEGERS | {'float16', 'float32', 'float64'}, flags=INTEGERS | {'bool'})
+WORDS = dict(O='objects (text, or rows of different lengths)', S='text', U='text') # for a dtype's `kind`
+
+class Holds(NamedTuple):
+    "What a key of a file, or an attribute, holds."
+    types: str                      # a key of `TYPES`
+    shape: tuple                    # numbers, 'N' for cells, 'E0' for contacts
+    values: range|tuple|None = None # the integers that are allowed; None: every finite number
+
+def _feature(rows, width, maps): # a line of `NODE_FEATURES` or `EDGE_FEATURES`, as it stands in a file
+    if maps == 'onehot': return Holds('integers', (rows,), range(2**63)) # a distance, in contacts
+    return Holds('numbers', (rows, width))
+
+# %% ../../nbs/graphs/specimen.ipynb #5d0c0006
+GROUPS = ['cell_features', 'edges_features', 'cell_samples'] # the last is asked for, as in the benchmark, and not read
+FORMAT = {
+    'cell_ids': Holds('integers', ('N',), range(1, 2**63)), # 0 is the background; ids are kept as int64
+    'edges_ids': Holds('integers', ('E0', 2), range(2**63)),
+    'cell_labels': Holds('integers', ('N',), (0, *LABELS)), # 0: "to be ignored"
+    'edges_labels': Holds('integers', ('E0',), range(2)),   # whether both ends have the same label
+    **{f'cell_features/{name}': _feature('N', *line) for name, line in NODE_FEATURES.items()},
+    **{f'edges_features/{name}': _feature('E0', *line) for name, line in EDGE_FEATURES.items()}}
+ATTRIBUTES = { # and what stands for them where they are missing
+    'global_reference_system_origin': (Holds('numbers', (3,)), np.zeros(3)),
+    'global_reference_system_axis': (Holds('numbers', (3, 3)), np.eye(3)),
+    'synthetic': (Holds('flags', (), range(2)), False)}
+KEYS = [key for key in FORMAT if '/' not in key] + GROUPS
+
+# %% ../../nbs/graphs/specimen.ipynb #5d0c0009
+class _Fault(ValueError): "What is wrong with a key; `_naming` adds the file and the key."
+
+def _check_shape(shape, want, rows): # `rows`: the numbers of cells and contacts, from the first key that has them
+    if want[-1:] == (1,) and len(shape) == 1: want = want[:-1] # one column, without its axis
+    def fits(n, w): return n > 0 and n == (rows.setdefault(w, n) if isinstance(w, str) else w)
+    if len(shape) == len(want) and all(map(fits, shape, want)): return
+    counted = [f'{w} = {rows[w]}' if w in rows else f'{w} of at least 1' for w in want if isinstance(w, str)]
+    text = str(want).replace("'", '') + ''.join(f' with {c}' for c in counted)
+    raise _Fault(f"must have shape {text}, got {shape}")
+
+def _check_values(a, values):
+    if values is None:
+        bad = int((~np.isfinite(a)).sum())
+        if bad: raise _Fault(f"must be finite, got {bad} values that are not")
+        return
+    bad = [v for v in np.unique(a).tolist() if v not in values][:5] # as Python's integers, which have no largest one
+    allowed = f'from {values[0]} to {values[-1]}' if isinstance(values, range) else f'among {sorted(values)}'
+    if bad: raise _Fault(f"must hold integers {allowed}, got {bad}")
+
+def _checked(item, holds, rows): # a dataset or an array -> an array that holds what it should
+    if item.dtype.name not in TYPES[holds.types]:
+        raise _Fault(f"must hold {holds.types}, got {WORDS.get(item.dtype.kind, item.dtype)}")
+    if item.shape is None: raise _Fault("must hold data, got an empty dataset")
+    _check_shape(item.shape, holds.shape, rows)
+    a = np.asarray(item[()])
+    _check_values(a, holds.values)
+    return a.astype(a.dtype.newbyteorder('=') if holds.values is None else np.int64) # of this machine's byte order
+
+# %% ../../nbs/graphs/specimen.ipynb #5d0c000b
+# what h5py raises for damaged content, by the place of the damage
+UNREADABLE = OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, MemoryError
 
 @contextmanager
-def _opened(path): # key -> array
+def _naming(path, what): # whatever is wrong inside becomes a ValueError with the file and the key
+    try: yield
+    except _Fault as e: raise ValueError(f"{path}: {what} {e}") from None
+    except UNREADABLE as e: raise ValueError(f"{path}: {what} cannot be read: {str(e) or type(e).__name__}") from None
+
+def _check_keys(f, path): # an open file
     import h5py
-    def take(key):
-        if key not in f: raise ValueError(f"{path}: key {key!r} is missing")
-        try: return f[key][...]
-        except (OSError, RuntimeError, KeyError, AttributeError, TypeError) as e:
-            raise ValueError(f"{path}: key {key!r} cannot be read: {e}") from None
+    with _naming(path, 'the list of keys'): missing = [key for key in KEYS if key not in f]
+    if missing: raise ValueError(f"{path}: missing keys {missing}; a specimen has {KEYS}")
+    for key in (*GROUPS, *FORMAT):
+        with _naming(path, f"key {key!r}"):
+            if key not in f: raise _Fault("is missing")
+            kind, called = (h5py.Group, 'group') if key in GROUPS else (h5py.Dataset, 'dataset')
+            if not isinstance(f[key], kind): raise _Fault(f"must be a {called}, got {f[key]!r}")
+
+def _read(path): # -> arrays by key, attributes by name
+    import h5py
     try: f = h5py.File(path, 'r')
-    except (OSError, RuntimeError) as e:
+    except UNREADABLE as e:
         raise ValueError(f"{path}: not a readable HDF5 file (missing, cut short or corrupt): {e}") from None
+    arrays, attributes, rows = {}, {}, {}
     with f:
-        missing = [k for k in KEYS if k not in f]
-        if missing: raise ValueError(f"{path}: missing keys {missing}; a specimen has {KEYS}")
-        yield f, take
+        _check_keys(f, path)
+        for key, holds in FORMAT.items():
+            with _naming(path, f"key {key!r}"): arrays[key] = _checked(f[key], holds, rows)
+        for name, (holds, default) in ATTRIBUTES.items():
+            with _naming(path, f"attribute {name!r}"):
+                attributes[name] = _checked(np.asarray(f.attrs.get(name, default)), holds, rows)
+    return arrays, attributes
 
 # %% ../../nbs/graphs/specimen.ipynb #99fced1a
-def _column_block(take, path, group, features, rows): # `(rows, columns)` float32
+def _mapped(a, maps): # a feature of a file -> its columns, float32
+    out = a
+    try:
+        with np.errstate(over='raise'):
+            for m in maps.split(): out = MAPS[m](out)
+            return torch.from_numpy(out.reshape(len(out), -1).astype(np.float32))
+    except FloatingPointError:
+        raise _Fault(f"must be small enough for {maps!r} in {a.dtype} and then float32, "
+                     f"got values of {a.min()} to {a.max()}") from None
+
+def _column_block(arrays, group, features, path): # `(rows, columns)` float32
     blocks = []
-    for name, (width, maps) in features.items():
-        a, key = take(f'{group}/{name}'), f'{path}: key {group}/{name!r}'
-        if len(a) != rows: raise ValueError(f"{key} must have {rows} rows, got shape {a.shape}")
-        try:
-            for m in maps.split(): a = MAPS[m](a)
-        except ValueError as e: raise ValueError(f"{key}: {e}") from None
-        a = a.reshape(rows, 1) if a.ndim == 1 else a
-        if a.shape != (rows, width): raise ValueError(f"{key} must give {width} columns, got shape {a.shape}")
-        bad = int((~np.isfinite(a)).sum())
-        if bad: raise ValueError(f"{key} must be finite, got {bad} values that are not")
-        blocks.append(torch.from_numpy(a.astype(np.float32)))
+    for name, (_, maps) in features.items():
+        key = f'{group}/{name}'
+        with _naming(path, f"key {key!r}"): blocks.append(_mapped(arrays[key], maps))
     return torch.cat(blocks, 1)
 
 # %% ../../nbs/graphs/specimen.ipynb #8c16a38c
 def _classes(raw, path): # raw labels -> class ids
-    unknown, ignored = sorted({*raw.tolist()} - {0, *LABELS}), int((raw == 0).sum())
-    if unknown: raise ValueError(f"{path}: key 'cell_labels' has unknown labels {unknown}; known are {sorted(LABELS)}")
+    ignored = int((raw == 0).sum())
     if ignored: warnings.warn(f"{path}: {ignored} cells have label 0, 'to be ignored'; "
                               "as in the benchmark they count as class 0")
     return torch.tensor([LABELS.get(r, 0) for r in raw.tolist()])
 
-def _ends(ids, pairs, path): # cell ids of edges -> positions `(2, E)`
-    if len(np.unique(ids)) != len(ids) or (ids == 0).any():
-        raise ValueError(f"{path}: key 'cell_ids' must hold different ids without 0")
+def _check_ids(ids, pairs, path): # no cell twice, and no contact of a cell that is not there
+    some, count = np.unique(ids, return_counts=True)
+    with _naming(path, "key 'cell_ids'"):
+        twice = some[count > 1][:5].tolist()
+        if twice: raise _Fault(f"must hold different ids, got more than once {twice}")
+    with _naming(path, "key 'edges_ids'"):
+        unknown = np.setdiff1d(pairs, [0, *ids])[:5].tolist()
+        if unknown: raise _Fault(f"names ids that are not in 'cell_ids': {unknown}")
+
+def _ends(ids, pairs): # ids of two cells each -> their positions `(2, E)`
     order = np.argsort(ids)
-    found = order[np.searchsorted(ids, pairs, sorter=order).clip(max=len(ids)-1)]
-    bad = np.unique(pairs[ids[found] != pairs])[:5].tolist()
-    if bad: raise ValueError(f"{path}: key 'edges_ids' names ids that are not in 'cell_ids': {bad}")
-    return torch.from_numpy(found.T.copy())
+    return torch.from_numpy(order[np.searchsorted(ids, pairs, sorter=order)].T.copy())
 
 def _check_connected(edge_index, n, path):
     from scipy.sparse import coo_array
@@ -155,13 +234,11 @@ def both_directions(data:Data, # with every edge once
 
 # %% ../../nbs/graphs/specimen.ipynb #5d0c0003
 def _moments(a, *more): # `(1, 4)` or more: mean of each coordinate, mean square of all
+    a = a.astype(np.float64)
     return torch.tensor([[*a.mean(0), (a**2).mean(), *more]])
 
-def _frame(f): # attributes of a file: the reference system, and whether the specimen is synthetic
-    origin = np.asarray(f.attrs.get('global_reference_system_origin', np.zeros(3)))
-    axis = np.asarray(f.attrs.get('global_reference_system_axis', np.eye(3)))
-    synthetic = bool(f.attrs.get('synthetic', False))
-    return dict(origin=torch.as_tensor(origin), axis=torch.as_tensor(axis), synthetic=synthetic)
+def _frame(origin, axis, synthetic): # the attributes as fields of a graph
+    return dict(origin=torch.as_tensor(origin), axis=torch.as_tensor(axis), synthetic=bool(synthetic))
 
 # %% ../../nbs/graphs/specimen.ipynb #68872656
 def read_specimen(path,           # an h5 file of the benchmark's format
@@ -170,21 +247,18 @@ def read_specimen(path,           # an h5 file of the benchmark's format
                  )->Data:          # x `(N, 74)`, edge_attr `(E, 11)`, edge_index `(2, E)`, y `(N,)`, edge_y `(E,)`
     """A specimen as a graph (Cerrone et al. 2022).
 
-    ValueError naming file and key: unreadable, missing, of the wrong shape, unknown label or cell, disconnected."""
-    with _opened(path) as (f, take):
-        integers = ('cell_ids', 'cell_labels', 'edges_ids', 'edges_labels')
-        ids, raw, pairs, same = (take(key).astype(np.int64) for key in integers)
-        x = _column_block(take, path, 'cell_features', NODE_FEATURES, len(ids))
-        edge_attr = _column_block(take, path, 'edges_features', EDGE_FEATURES, len(pairs))
-        com, contact = (take(f'{group}/com_grs').astype(np.float64) for group in ('cell_features', 'edges_features'))
-        frame = _frame(f)
-    for name, a, n in (('cell_labels', raw, len(ids)), ('edges_labels', same, len(pairs))):
-        if a.shape != (n,): raise ValueError(f"{path}: key {name!r} must have shape ({n},), got {a.shape}")
+    ValueError naming file, key, what came and what is allowed: a file that cannot be read, a key that is missing or
+    of a wrong type, shape or value, a contact of a cell that is not there, a disconnected graph."""
+    arrays, attributes = _read(path)
+    ids, pairs = arrays['cell_ids'], arrays['edges_ids']
+    _check_ids(ids, pairs, path)
     inner = (pairs != 0).all(1) # contacts of two cells
-    edge_index = _ends(ids, pairs[inner], path)
+    edge_index = _ends(ids, pairs[inner])
     if connected: _check_connected(edge_index, len(ids), path)
-    data = Data(x=x, edge_index=edge_index, edge_attr=edge_attr[torch.from_numpy(inner)],
-                y=_classes(raw, path), edge_y=torch.from_numpy(same[inner]), **frame,
-                com_moments=_moments(com), contact_moments=_moments(contact, len(pairs)),
+    data = Data(x=_column_block(arrays, 'cell_features', NODE_FEATURES, path), edge_index=edge_index,
+                edge_attr=_column_block(arrays, 'edges_features', EDGE_FEATURES, path)[torch.from_numpy(inner)],
+                y=_classes(arrays['cell_labels'], path), edge_y=torch.from_numpy(arrays['edges_labels'][inner]),
+                **_frame(*attributes.values()), com_moments=_moments(arrays['cell_features/com_grs']),
+                contact_moments=_moments(arrays['edges_features/com_grs'], len(pairs)),
                 stage=Path(path).parent.name, stack=Path(path).stem)
     return both_directions(data) if symmetric else data
