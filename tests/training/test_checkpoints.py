@@ -145,7 +145,7 @@ def test_a_signal_stops_after_the_step(number, splits, tmp_path):
 # ---- the experiment, killed
 
 def start(out, *parameters):
-    main = [sys.executable, '-c', 'from softnce.runs.runs import main; main()']
+    main = [sys.executable, '-c', 'from softnce.runs.cli import main; main()']
     command = [*main, 'run', 'images', *(v for p in parameters for v in ('-p', p)), '--out', str(out)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
