@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT/"tools"))
 from rules import DOC_LINES, modules
 
 NAMES = {n.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): p for n, p in modules(ROOT).items()}
-NAMED = {"pillow": "PIL", "scikit_learn": "sklearn", "pyyaml": "yaml"}  # distributions that are imported by another name
+NAMED = {"pillow": "PIL", "scikit_learn": "sklearn", "pyyaml": "yaml"}  # distributions that are imported otherwise
 
 
 def optional():
