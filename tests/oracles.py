@@ -1,7 +1,7 @@
 """Slow, literal reference implementations: one Python loop for each sum of the paper's equations, no matrix product.
 
-Everything works on 0-d tensors, so autograd through an oracle gives its gradient. Written from the equations (1)-(13) and
-(26)-(31), not from the package: nothing here imports softnce.
+Everything works on 0-d tensors, so autograd through an oracle gives its gradient. Written from the equations (1)-(13)
+and (26)-(31), not from the package: nothing here imports softnce.
 """
 import itertools
 import math
@@ -36,9 +36,9 @@ def logits(rows, num_classes, seed=0, scale=1., dtype=torch.float64):
 
 
 def value_and_grad(function, *inputs, autocast=False, autocast_backward=False):
-    """The value, and the gradient of its weighted sum with respect to each input (distinct weights: no row can hide behind
-    another). With `autocast` the function runs under bfloat16 autocast and its backward pass outside, as torch recommends,
-    or inside too."""
+    """The value, and the gradient of its weighted sum with respect to each input (distinct weights: no row can hide
+    behind another). With `autocast` the function runs under bfloat16 autocast and its backward pass outside, as torch
+    recommends, or inside too."""
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     context = lambda on: torch.autocast('cpu', dtype=torch.bfloat16, enabled=on)
     with context(autocast): value = function(*inputs)
@@ -202,8 +202,8 @@ def mp_soft_target_info_nce(logits, targets, noise_probs, temperature=1., extra=
 
 
 def divided_difference(points, digits=120):
-    """exp[t_1, ..., t_K] at distinct points: sum_i e^{t_i} / prod_{j != i} (t_i - t_j). By Hermite and Genocchi it is the
-    integral of exp(sum_i alpha_i t_i) over the simplex, so Eq. (4)'s normaliser at t = log lambda."""
+    """exp[t_1, ..., t_K] at distinct points: sum_i e^{t_i} / prod_{j != i} (t_i - t_j). By Hermite and Genocchi it is
+    the integral of exp(sum_i alpha_i t_i) over the simplex, so Eq. (4)'s normaliser at t = log lambda."""
     with mpmath.workdps(digits):
         t = [mpmath.mpf(x) for x in points]
         total = mpmath.mpf(0)
@@ -213,8 +213,8 @@ def divided_difference(points, digits=120):
 
 
 def divided_difference_series(points, digits=60, extra_terms=80):
-    """The same for any points, equal ones included: e^{t_min} sum_m h_m(t - t_min)/(m+K-1)!, h_m the complete homogeneous
-    polynomials (Newton's identities). Every term is positive: nothing cancels."""
+    """The same for any points, equal ones included: e^{t_min} sum_m h_m(t - t_min)/(m+K-1)!, h_m the complete
+    homogeneous polynomials (Newton's identities). Every term is positive: nothing cancels."""
     with mpmath.workdps(digits):
         low = min(mpmath.mpf(x) for x in points)
         t = [mpmath.mpf(x) - low for x in points]

@@ -20,7 +20,7 @@ def in_group(task, rank, size, store, timeout, args):
 
 
 class Pool:
-    "`size` ranks. What a task raises on any of them is raised here; ranks that do not come back are killed and replaced."
+    "`size` ranks. What a task raises on any of them is raised here; ranks that do not come back are replaced."
     def __init__(self, size):
         self.workers = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) for _ in range(size)]
         self.pids = [pid.result() for pid in [w.submit(os.getpid) for w in self.workers]]
