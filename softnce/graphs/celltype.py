@@ -28,7 +28,7 @@ import hashlib, os, tempfile, warnings, zipfile
 from pathlib import Path
 # before torch_geometric, whose warnings it silences
 from .specimen import CLASSES, both_directions, read_specimen
-from ..training.loop import load_checkpoint, read_out, save_checkpoint
+from ..training import load_checkpoint, read_out, save_checkpoint
 import numpy as np, torch
 from torch import Tensor
 from torch_geometric.data import Data, Dataset

@@ -22,6 +22,6 @@ resumes. The names of all modules here are names of the package, each imported o
 from softnce import _lazy
 
 # %% ../../nbs/runs/index.ipynb #3ce9cc3a
-del __all__  # the names are those of the modules
+globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy(
     "softnce.runs", "experiment", "run", "locks", "report", "execute", "sweeps", "cli", "ledgers")

@@ -22,5 +22,5 @@ from softnce import _lazy
 
 # %% ../../nbs/theory/index.ipynb #8af2222c
 #| eval: false
-del __all__  # the names are those of the modules
+globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy("softnce.theory", "gradients", "information", "identities")
