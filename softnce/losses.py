@@ -44,6 +44,7 @@ def check_reduction(reduction):
 
 def reduce(losses, reduction):
     "Losses `(N,)` as they are, their mean or their sum."
+    check_reduction(reduction)
     return losses if reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
 
 # %% ../nbs/losses/losses.ipynb #6679bf59
@@ -53,7 +54,6 @@ def nll(logits:Tensor,        # `(N, K)`
         reduction:str='mean', # 'none' | 'mean' | 'sum'
        )->Tensor:             # a scalar, or `(N,)` for 'none'
     "Negative log-likelihood of class ids, Eq. (1). Raises ValueError naming the argument."
-    check_reduction(reduction)
     scores = logit_scores(logits, temperature)
     labels = check_targets(labels, *logits.shape, logits, 'labels', only_labels=True)
     return reduce(contrast(scores, AllClasses(parts_of(labels))), reduction)
@@ -65,7 +65,6 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
                               reduction:str='mean', # 'none' | 'mean' | 'sum'
                              )->Tensor:          # a scalar, or `(N,)` for 'none'
     "Cross-entropy with soft targets, Eq. (3). Raises ValueError naming the argument."
-    check_reduction(reduction)
     scores = logit_scores(logits, temperature)
     targets = check_targets(targets, *logits.shape, logits)
     return reduce(contrast(scores, AllClasses(parts_of(targets))), reduction)
@@ -73,7 +72,6 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
 # %% ../nbs/losses/losses.ipynb #c6cc850a
 def contrast_candidates(logits, targets, noise_probs, temperature, noise_samples, reduction, only_labels=False, num_rows=None):
     "The way through a noise contrastive loss: check, gather candidates, sum."
-    check_reduction(reduction)
     check_logits(logits)
     eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
     targets = check_targets(targets, *logits.shape, logits, 'labels' if only_labels else 'targets', only_labels)
@@ -151,7 +149,6 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
 
     With `sparse_grad` the cost does not depend on the number of classes; it is refused where the gradient would be dense.
     Raises ValueError naming the argument."""
-    check_reduction(reduction)
     check_temperature(temperature)
     z, W, b = linear_inputs(embeddings, weight, bias)
     eta, log_eta = noise_of(noise_probs, W.shape[0], z)

@@ -40,7 +40,7 @@ from .contrast.layout import own_score
 from .contrast.scores import candidate_scores, check_logits, check_temperature, full_precision, noise_scores
 from .losses import NLL, SoftTargetInfoNCE, check_epsilon, reduce, soft_target_cross_entropy, unsmooth
 from .noise import ContinuousCategorical
-from .targets import SparseTargets, check_fraction, check_simplex, check_targets, checks_values
+from .targets import SparseTargets, check_fraction, check_simplex, check_targets, checks_values, per_row_epsilon
 
 # %% ../nbs/losses/peers.ipynb #2a072030
 def continuous_categorical_law(logits, temperature):
@@ -150,8 +150,9 @@ class LogitAdjustedCrossEntropy(NLL):
 
 # %% ../nbs/losses/peers.ipynb #e8e114e8
 def target_similarity(targets, like):
-    "Cosines of the targets of all pairs of rows, `(N, N)`; for class ids 1 where they are equal."
-    if isinstance(targets, Tensor) and targets.ndim == 1: return (targets[:, None] == targets).to(like)
+    "Cosines of the targets of all pairs of rows, `(N, N)`; for class ids, of any range, 1 where they are equal."
+    if isinstance(targets, SparseTargets) and targets.indices.shape[1] == 1 and not per_row_epsilon(targets):
+        if targets.epsilon == 0: return (targets.indices == targets.indices.T).to(like)
     unit = F.normalize((targets.dense() if isinstance(targets, SparseTargets) else targets).to(like), dim=1)
     # autocast would take the product in half precision
     with torch.autocast(like.device.type, enabled=False): return unit @ unit.T
