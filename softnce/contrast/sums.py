@@ -139,11 +139,12 @@ def class_sums_reference(logits, ids, weights, share=None, probs=None, offset=No
     return total
 
 # %% ../../nbs/contrast/sums.ipynb #06766a26
-def exponentials(scores, t, offset, own, own_offset, ids):
+def exponentials(scores, t, offset, own_offset, ids):
     "exp of `t*scores + offset` over their sum, in the memory of `scores`, and the log of the sum."
+    own = None if own_offset is None else t*scores.gather(1, ids) + own_offset[:, None]
     if t != 1: scores.mul_(t)
     if offset is not None: scores.add_(offset)
-    if own_offset is not None: scores.scatter_(1, ids, (t*own + own_offset)[:, None])
+    if own is not None: scores.scatter_(1, ids, own)
     top = scores.amax(1)
     torch.softmax(scores, 1, out=scores)
     return scores, top - scores.amax(1).log()
@@ -154,7 +155,7 @@ def class_block(scores, ids, weights, share, probs, offset, own_offset, exponent
     total, gradient = -masked(own), None
     for j, t in enumerate(exponents):
         x = scores if j == len(exponents)-1 else scores.clone()  # the last sum may overwrite the scores
-        p, log_sum = exponentials(x, t, None if offset is None else offset[j % offset.shape[0]], own, own_offset, ids)
+        p, log_sum = exponentials(x, t, None if offset is None else offset[j % offset.shape[0]], own_offset, ids)
         total = total + log_sum
         if with_grad: gradient = (p if t == 1 else p.mul_(t)) if gradient is None else p.mul_(t).add_(gradient)
     if with_grad: subtract_own(gradient, ids, weights, share, probs)
