@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..candidates import AllClasses, ClassCounts, DenseCandidates, Expectation, Parts, SparseCandidates, parts_of
-from .layout import centred, in_full, masked, own_score
+from .layout import LOW, centred, in_full, masked, own_score
 from .sums import class_sums, product_sums, sparse_sums
 from ..noise import noise_of
 from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values
@@ -109,13 +109,18 @@ def label_counts(labels, like):
     one = torch.ones(1, dtype=in_full(like.dtype), device=labels.device)
     return one.new_zeros(like.shape[1]).index_add_(0, labels, one.expand(labels.shape[0]))
 
+def beside_own(others):
+    "log(1 + exp L): the loss from the sum over the others."
+    return -F.logsigmoid(-others)
+
 def sum_counts(scores, candidates):
-    "Labels as candidates: a sum over classes, weighted by the counts of the *other* labels."
+    "Labels as candidates: a sum over the *other* classes, weighted by counts; `c` candidates have the own label."
     own, labels, keep, in_batch = candidates
     counts = label_counts(labels, scores.values)
-    own_offset = (counts[own.ids[:, 0]] - 1).log() if in_batch else None
-    return class_sums(scores.values, own.ids, own.weights, offset=counts.log()[None], own_offset=own_offset,
-                      log_eta=scores.log_eta, exponents=(keep,), scale=scores.scale)
+    log_c = (counts[own.ids[:, 0]] + (not in_batch)).log()  # log(c + e^L) = log c + log(1 + e^(L - log c))
+    others = class_sums(scores.values, own.ids, own.weights, offset=counts.log()[None], own_offset=torch.full_like(log_c, LOW),
+                        log_eta=scores.log_eta, exponents=(keep,), scale=scores.scale)
+    return log_c + beside_own(others - log_c)
 
 # %% ../../nbs/contrast/scores.ipynb #e74c6099
 SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
@@ -152,17 +157,17 @@ def sum_sparse(scores, candidates):
     x, options = scores.values, dict(share=rows.share, in_batch=in_batch, one_weight=one_weight, log_eta=scores.log_eta,
                                      scale=scores.scale, num_rows=scores.num_rows)
     if own.probs is None:
-        return sparse_sums(x, rows.ids, rows.weights, own.ids, own.weights, own_share=own.share, **options)
+        return beside_own(sparse_sums(x, rows.ids, rows.weights, own.ids, own.weights, own_share=own.share, **options))
     nothing = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device)
     alone = sparse_sums(x, rows.ids, rows.weights, nothing, nothing.to(rows.weights), **options)
-    return alone - masked(own_score(centred(x, scores.log_eta, scores.scale), *own))
+    return beside_own(alone - masked(own_score(centred(x, scores.log_eta, scores.scale), *own)))
 
 def sum_dense(scores, candidates):
     "Dense candidates: a matrix product."
     own, probs, in_batch = candidates
     rows = product_sums(scores.values, probs, log_eta=scores.log_eta, scale=scores.scale, in_batch=in_batch, linear=False,
                         num_rows=scores.num_rows)
-    return rows if in_batch else rows - masked(own_score(centred(scores.values, scores.log_eta, scores.scale), *own))
+    return beside_own(rows if in_batch else rows - masked(own_score(centred(scores.values, scores.log_eta, scores.scale), *own)))
 
 # %% ../../nbs/contrast/scores.ipynb #911769bf
 class LinearScores(NamedTuple):
@@ -193,9 +198,9 @@ def sum_linear(scores, candidates):
     mixed, shift = mixed_embeddings(scores, rows)
     z = scores.embeddings/scores.temperature
     alone = product_sums(z, mixed, shift, in_batch=candidates.in_batch)
-    if candidates.in_batch: return alone
+    if candidates.in_batch: return beside_own(alone)
     mixed, shift = mixed_embeddings(scores, candidates.own)
-    return alone - masked((z*mixed).sum(1) + (0. if shift is None else shift))
+    return beside_own(alone - masked((z*mixed).sum(1) + (0. if shift is None else shift)))
 
 def sum_linear_expectation(scores, candidates):
     "Closed-form noise sums over all classes: it needs the logits."
@@ -219,5 +224,4 @@ def contrast(scores,     # Logits or LinearScores
              candidates, # of a kind of `softnce.candidates`
             )->Tensor:   # `(N,)`
     "Minus the log posterior of each row's own target; for classes and expectations, whose own target is no candidate, log Z minus its score."
-    rows = ROUTES[type(scores), type(candidates)](scores, candidates)
-    return rows if isinstance(candidates, (AllClasses, Expectation)) else -F.logsigmoid(-rows)
+    return ROUTES[type(scores), type(candidates)](scores, candidates)

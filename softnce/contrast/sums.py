@@ -273,7 +273,7 @@ def pair_block(table, weights, own_ids, own, pairs, in_batch, with_grad):
     z = first.sum(0)
     own_term = e1.gather(0, own_ids[None, :, 0])[0]*e2.gather(0, own_ids[None, :, 1])[0] if in_batch else torch.zeros_like(z)
     rest = z - own_term
-    by_bags = (rest < 1e-20) | (rest < z/64)  # 64: six of fp32's 24 bits
+    by_bags = (rest < 1e-20) | (rest < z/8)  # 8: three of fp32's 24 bits
     total = rest.log() + top*weights.sum() - own
     if not with_grad: return total, None, by_bags
     second = F.embedding_bag(p2, e1, b2, mode='sum').mul_(e2)
@@ -353,7 +353,7 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
     check_floats(logits, weights=weights, own_weights=own_weights, share=share, own_share=own_share)
     check_rows(logits, ids, weights)
     check_rows(logits, own_ids, own_weights)
-    if not ids.shape[0]: return logits.new_full((logits.shape[0],), LOW, dtype=in_full(logits.dtype))
+    if not ids.shape[0]: return logits.to(in_full(logits.dtype)).sum(1)  # an empty batch
     return sparse_sums_op(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, float(scale), in_batch,
                           bool(one_weight), num_rows or 0)
 
@@ -458,5 +458,5 @@ def product_sums(a:Tensor,           # `(N, d)` embeddings; or logits `(N, K)`, 
         raise ValueError(f"b must hold at least the {a.shape[0]} own candidates, got {b.shape[0]}")
     if not linear and (recorded(b) or recorded(shift)):  # dense targets that have a gradient
         return product_sums_reference(a, b, shift, log_eta, float(scale), in_batch, linear)
-    if not b.shape[0]: return a.new_full((a.shape[0],), LOW, dtype=in_full(a.dtype))
+    if not b.shape[0]: return a.sum(1)  # an empty batch
     return product_sums_call(a, b, shift, log_eta, float(scale), in_batch, linear, num_rows or 0)
