@@ -37,8 +37,8 @@ def centred(logits:Tensor,       # `(n, K)`
             out:Tensor=None,     # `(n, K)` in full precision, to be written into; None: new memory
            )->Tensor:            # `(n, K)` scores in full precision
     "Scores relative to the row's largest logit, with `LOW` for -inf."
-    top = logits.detach().amax(1, keepdim=True) if logits.shape[1] else logits.new_zeros(logits.shape[0], 1)
-    top = top.masked_fill(top == -float('inf'), 0.)  # of a row without a possible class
+    top = logits.detach().amax(1, keepdim=True)
+    top = top.clamp_(min=torch.finfo(top.dtype).min)  # -inf of a row without a possible class
     scores = torch.sub(logits.to(in_full(logits.dtype)), top, out=out)
     if torch.is_grad_enabled() and logits.requires_grad: scores = scale*scores.clamp(min=LOW)  # autograd records the steps
     else: scores = (scores.mul_(scale) if scale != 1 else scores).clamp_(min=LOW)

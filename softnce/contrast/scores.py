@@ -109,6 +109,22 @@ def label_counts(labels, like):
     one = torch.ones(1, dtype=in_full(like.dtype), device=labels.device)
     return one.new_zeros(like.shape[1]).index_add_(0, labels, one.expand(labels.shape[0]))
 
+SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
+
+def is_small(scores):
+    "Whether PyTorch's own cross-entropy is cheaper to call; 16-bit logits would be rounded there."
+    x = scores.values
+    return scores.scale == 1 and x.numel() < SMALL and x.dtype.itemsize >= 4 and has_values(x)
+
+def weighted_cross_entropy(scores, own, counts):
+    "The sum over counts as PyTorch's cross-entropy; None where that loses digits: for rows that are sure, and large logits."
+    log_counts = counts.log()
+    offset = log_counts if scores.log_eta is None else log_counts - scores.log_eta
+    rows = F.cross_entropy(scores.values + offset, own.ids[:, 0], reduction='none') + offset[own.ids[:, 0]]
+    # 1/8 and 64: rows are then off by a few 1e-6 of themselves
+    if not rows.shape[0] or rows.amin() < .125 or scores.values.abs().amax() > 64: return None
+    return rows if scores.log_eta is None else rows + scores.log_eta[own.ids[:, 0]]
+
 def beside_own(others):
     "log(1 + exp L): the loss from the sum over the others."
     return -F.logsigmoid(-others)
@@ -117,32 +133,38 @@ def sum_counts(scores, candidates):
     "Labels as candidates: a sum over the *other* classes, weighted by counts; `c` candidates have the own label."
     own, labels, keep, in_batch = candidates
     counts = label_counts(labels, scores.values)
+    if in_batch and keep == 1 and is_small(scores) and (rows := weighted_cross_entropy(scores, own, counts)) is not None:
+        return rows
     log_c = (counts[own.ids[:, 0]] + (not in_batch)).log()  # log(c + e^L) = log c + log(1 + e^(L - log c))
     others = class_sums(scores.values, own.ids, own.weights, offset=counts.log()[None], own_offset=torch.full_like(log_c, LOW),
                         log_eta=scores.log_eta, exponents=(keep,), scale=scores.scale)
     return log_c + beside_own(others - log_c)
 
 # %% ../../nbs/contrast/scores.ipynb #e74c6099
-SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
-
 def sum_classes(scores, candidates):
     "Cross-entropy: log-sum-exp over all classes minus the own score."
     own, x = candidates.own, scores.values
-    if plain_cross_entropy(own, scores):
-        if own.probs is None: return F.cross_entropy(x, own.ids[:, 0], reduction='none')
-        rows = F.cross_entropy(x, own.probs, reduction='none')
+    if scores.scale == 1 and x.dtype.itemsize >= 4 and is_labels(own): return F.cross_entropy(x, own.ids[:, 0], reduction='none')
+    if is_small(scores):
+        rows = F.cross_entropy(x, own.probs if own.probs is not None else written_probs(own, x), reduction='none')
         if not rows.isnan().any(): return rows  # 0 times -inf, of a masked class
     return class_sums(x, own.ids, own.weights, share=own.share, probs=own.probs, scale=scores.scale)
 
-def plain_cross_entropy(own, scores):
-    "Whether `F.cross_entropy` serves: labels, or few probabilities, at temperature 1; 16-bit logits would be rounded there."
-    if scores.scale != 1 or scores.values.dtype.itemsize < 4: return False
-    if own.probs is not None: return scores.values.numel() < SMALL and has_values(scores.values)
-    return own.ids.shape[1] == 1 and own.share is None and not own.weights.requires_grad
+def is_labels(own):
+    "Whether own targets are one class with all the mass."
+    return own.probs is None and own.ids.shape[1] == 1 and own.share is None and not own.weights.requires_grad
+
+def written_probs(own, like):
+    "Classes, weights and share as probabilities `(N, K)`."
+    probs = torch.zeros_like(like, requires_grad=False).scatter_add(1, own.ids, own.weights)
+    return probs if own.share is None else probs + own.share[:, None]/like.shape[1]
 
 def sum_expectation(scores, candidates):
     "Closed-form noise: with t s + log eta in each sum; uniform noise is a constant."
     own, exponents, noise_probs = candidates
+    if exponents == [1.]: # one hard noise label: cross-entropy, less the own score of -log eta
+        rows = sum_classes(scores._replace(log_eta=None), AllClasses(own))
+        return rows + (own_score(noise_probs.log().expand(rows.shape[0], -1), *own) if rows.shape[0] else 0.)
     if not exponents: return -own_score(centred(scores.values, scores.log_eta, scores.scale), *own)
     log_eta = noise_probs[:1].log() if scores.log_eta is None else scores.log_eta
     uniform = scores.log_eta is None

@@ -251,12 +251,12 @@ def bag_block(table, ids, weights, share, own, start, groups):
     u = F.embedding_bag(ids, table, per_sample_weights=weights, mode='sum')
     if start is not None: u.diagonal(-start).fill_(LOW)  # candidate start + j is column j's own
     top = u.amax(0)
-    torch.softmax(u, 0, out=u)
-    total = top - u.amax(0).log() - own
+    z = u.sub_(top).exp_().sum(0)  # PyTorch's softmax over the first dimension takes longer than these three
+    total = top + z.log() - own
     if groups is None: return total, None
     order, begin = groups
     entry_weights = weights.flatten()[order]
-    gradient = F.embedding_bag(order//ids.shape[1], u, begin[:-1], per_sample_weights=entry_weights, mode='sum')
+    gradient = F.embedding_bag(order//ids.shape[1], u, begin[:-1], per_sample_weights=entry_weights, mode='sum').div_(z)
     return total, without_mean(gradient, share)
 
 # %% ../../nbs/contrast/sums.ipynb #5474288e
@@ -282,12 +282,12 @@ def pair_block(table, weights, own_ids, own, pairs, in_batch, with_grad):
     return total, gradient, by_bags
 
 # %% ../../nbs/contrast/sums.ipynb #0ba7255d
-def use_pairs(num_candidates, num_classes): return num_candidates > 2*num_classes  # exponentials: 2NK against NM
+def use_pairs(num_candidates, num_classes): return num_candidates > 8*num_classes  # about 8 passes over NK against NM
 
 def sparse_sums_torch(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
                       num_rows, with_grad):
     "All rows, a block at a time, by pairs where that is less work."
-    K, full = logits.shape[1], in_full(logits.dtype)
+    K, full, weights = logits.shape[1], in_full(logits.dtype), weights.contiguous()  # or bags take ten times as long
     pairs = None
     if one_weight and ids.shape[1] == 2 and share is None and use_pairs(ids.shape[0], K): pairs = partners(ids, K)
     def sorted_entries():
@@ -296,7 +296,7 @@ def sparse_sums_torch(logits, ids, weights, share, own_ids, own_weights, own_sha
     groups = None if pairs else sorted_entries()
     total = logits.new_empty(logits.shape[0], dtype=full)
     gradient = empty_gradient(logits, by_class=True) if with_grad else logits.new_empty(0)
-    for r in row_blocks(logits.shape[0], ids.shape[0], num_rows*ids.shape[0] or 2**22):  # 16 MiB of fp32 candidate scores
+    for r in row_blocks(logits.shape[0], ids.shape[0], num_rows*ids.shape[0] or BLOCK):
         scores = centred(logits[r], log_eta, scale)
         table, own = scores.t().contiguous(), masked(own_score(scores, own_ids[r], own_weights[r], part(own_share, r), None))
         start = r.start if in_batch else None
@@ -312,6 +312,8 @@ def sparse_sums_torch(logits, ids, weights, share, own_ids, own_weights, own_sha
         if g.shape[1] == gradient.shape[0] and g.dtype == gradient.dtype: gradient = g.t()
         else: gradient[r] = g.t()
     return total, gradient
+
+BLOCK = 2**19  # candidate scores at a time: 2 MiB of fp32, in a core's cache over the passes of a sum
 
 def part(x, rows): return None if x is None else x[rows]
 
@@ -367,7 +369,7 @@ def product_sums_reference(a, b, shift=None, log_eta=None, scale=1., in_batch=Tr
 
 def product_blocks(a, b, shift, log_eta, scale, linear, num_rows):
     "Blocks of rows: where they are, their scores by class (or embeddings), and by candidate."
-    for r in row_blocks(a.shape[0], b.shape[0], num_rows*b.shape[0] or 2**22):  # 16 MiB of fp32 candidate scores
+    for r in row_blocks(a.shape[0], b.shape[0], num_rows*b.shape[0] or 4*BLOCK):  # a matrix product gains from larger blocks
         x = a[r] if linear else centred(a[r], log_eta, scale)
         yield r, x, x @ b.T if shift is None else torch.addmm(shift, x, b.T)
 
