@@ -5,9 +5,26 @@
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/vision/index.ipynb #0788a11a
+__doc__ = """Data sets, batches, models and recipes for image classifiers.
+
+    files    images below a folder or in a zip file
+    splits   images with their targets, in three disjoint parts
+    images   the data sets, each read into three parts
+    batches  augmented and mixed batches, each a function of seed, epoch and number
+    models   bodies of timm's with the paper's head
+    recipes  the settings of a training, and the training
+
+Their public names are importable from here, each module on first use:
+
+>>> from softnce.vision import digits
+>>> digits().num_classes
+10
+"""
+
 # %% ../../nbs/vision/index.ipynb #65cd453f
 from softnce import _lazy
 
 # %% ../../nbs/vision/index.ipynb #b512e106
 del __all__  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.vision", "images", "batches", "models", "recipes")
+__getattr__, __dir__ = _lazy("softnce.vision", "files", "splits", "images", "batches", "models", "recipes")
