@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ImageSet', 'Splits']
 
-# %% ../../nbs/vision/splits.ipynb #84eb1a6f
+# %% ../../nbs/vision/splits.ipynb #0fc16ed4
 __doc__ = """Images with their targets, in three disjoint parts: what chooses a model never sees what is reported.
 
 An `ImageSet` is some rows of a store of images; `Splits` are three of them, with class names and what to normalise
-with. `stratified` draws a share of every class.
+with, checked when they are made, whatever read them. `stratified` draws a share of every class.
 
 >>> labels = torch.tensor([0]*8 + [1]*2 + [2])
 >>> rest, drawn = stratified(labels, .25, seed=0)
@@ -19,15 +19,16 @@ with. `stratified` draws a share of every class.
 tensor([1, 2])
 """
 
-# %% ../../nbs/vision/splits.ipynb #4f924279
+# %% ../../nbs/vision/splits.ipynb #71af14c0
 from dataclasses import dataclass, replace
+import warnings
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from .files import Files
+from .files import Files, shortened
 
-# %% ../../nbs/vision/splits.ipynb #00cff55d
+# %% ../../nbs/vision/splits.ipynb #1a478f4c
 @dataclass
 class ImageSet:
     "A torch data set of images and their targets; ValueError unless there is one target for each image."
@@ -45,8 +46,12 @@ class ImageSet:
 
     @property
     def labels(self)->Tensor: # `(n,)` class ids; of a soft target, its largest class
-        t = self.targets[self.rows]
+        t = self.part_targets
         return t if t.ndim == 1 else t.argmax(-1)
+
+    @property
+    def part_targets(self)->Tensor: # `(n,)` class ids or `(n, K)` probabilities, of its own rows
+        return self.targets[self.rows]
 
     def name(self, i:int)->str: # of the file, or a number
         row = int(self.rows[i])
@@ -62,10 +67,11 @@ class ImageSet:
     def take(self, rows)->'ImageSet': # the rows of this part with these numbers
         return replace(self, rows=self.rows[torch.as_tensor(rows, dtype=torch.long)])
 
-# %% ../../nbs/vision/splits.ipynb #76c22341
+# %% ../../nbs/vision/splits.ipynb #a98963dd
 @dataclass
 class Splits:
-    "Three disjoint parts of a data set."
+    """Three disjoint parts of a data set. ValueError unless there are two classes or more, each to train on, targets of
+    these classes only, no part without images, and no image in two parts."""
     train:ImageSet
     valid:ImageSet # model selection and temperatures
     test:ImageSet  # reported, never selected on
@@ -74,13 +80,49 @@ class Splits:
     std:tuple
     size:int = None # pixels a side where all images agree
     note:str = ''   # what the reported part is
+    source:str = 'the data set' # where it comes from, for messages
+    left_out:tuple = () # what was found there and is in no part, in words
+
+    def __post_init__(self): # whatever was read, and however: this is the one check
+        self.classes, self.left_out = list(self.classes), tuple(self.left_out)
+        if self.num_classes < 2:
+            raise ValueError(f"{self.source}: two classes or more are needed, found {self.num_classes} {self.classes}")
+        counts = {name: len(part) for name, part in self.parts.items()}
+        if empty := [name for name, n in counts.items() if not n]:
+            raise ValueError(f"{self.source}: no images in {' and '.join(empty)}; the parts hold {counts}, of "
+                             f"{self.num_classes} classes. Every part needs some")
+        for name, part in self.parts.items(): _check_targets(part, self.num_classes, f'{self.source}, {name}')
+        _check_disjoint(self.parts, self.source)
+        known = set(self.train.labels.tolist()) if self.train.targets.ndim == 1 else range(self.num_classes)
+        if absent := [c for k, c in enumerate(self.classes) if k not in known]:
+            raise ValueError(f"{self.source}: classes without training images: {absent[:5]}")
 
     @property
     def num_classes(self)->int: return len(self.classes)
     @property
     def parts(self)->dict: return dict(train=self.train, valid=self.valid, test=self.test)
 
-# %% ../../nbs/vision/splits.ipynb #907f5b11
+# %% ../../nbs/vision/splits.ipynb #ba9ac2c8
+def _check_targets(part, num_classes, where):
+    t = part.part_targets
+    if t.ndim == 2 and t.shape[1] != num_classes:
+        raise ValueError(f"{where}: targets must have one column per class, {num_classes}, got {t.shape[1]}")
+    if t.ndim == 1 and not (0 <= t.min() and t.max() < num_classes):
+        raise ValueError(f"{where}: class ids must be in [0, {num_classes}), got {t.min()} to {t.max()}")
+
+def _images_of(part): # the store, and what tells its images from one another: their files, or their numbers in memory
+    rows = part.rows.tolist()
+    if isinstance(part.images, Files): return str(part.images.root), {part.images.names[r] for r in rows}
+    return id(part.images), set(rows)
+
+def _check_disjoint(parts, where):
+    found = {name: _images_of(part) for name, part in parts.items()}
+    for a, b in (('train', 'valid'), ('train', 'test'), ('valid', 'test')):
+        (store, images), (other, more) = found[a], found[b]
+        if store == other and (both := sorted(images & more)):
+            raise ValueError(f"{where}: {len(both)} images are in {a} and in {b}: {shortened(both)}")
+
+# %% ../../nbs/vision/splits.ipynb #e0857f23
 def stratified(labels:Tensor, # `(N,)` class ids
                share:float,   # of each class, in (0, 1)
                seed:int=0,
@@ -98,3 +140,19 @@ def drawn_parts(data:ImageSet, share:float, seed:int=0)->tuple: # the larger par
     "An `ImageSet` in two, stratified."
     rest, drawn = stratified(data.labels, share, seed)
     return data.take(rest), data.take(drawn)
+
+def three_parts(given:dict, # 'train', perhaps 'valid' and 'test': an `ImageSet` each
+                valid:float, test:float, # shares to draw from 'train' where a part is missing
+                seed:int=0,
+               )->tuple: # training, validation and reported part, and whether the last was 'valid' or 'test' or drawn
+    "A held-out part that is given alone is reported, never selected on; what is missing is drawn from 'train'."
+    rest, middle, last, reported = given['train'], given.get('valid'), given.get('test'), 'test'
+    if last is None and middle is not None: last, middle, reported = middle, None, 'valid'
+    if last is None: (rest, last), reported = drawn_parts(rest, test, seed), 'drawn'
+    if middle is None: rest, middle = drawn_parts(rest, valid, seed)
+    return rest, middle, last, reported
+
+def say_left_out(splits:Splits)->Splits: # the same
+    "Warn once about what was found and is in no part."
+    if splits.left_out: warnings.warn(f"{splits.source}: left out: {'; '.join(splits.left_out)}", stacklevel=3)
+    return splits
