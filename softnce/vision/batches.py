@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['transforms', 'Mixing', 'Batches']
 
-# %% ../../nbs/vision/batches.ipynb #b9f6c7ae
+# %% ../../nbs/vision/batches.ipynb #afd02432
 __doc__ = """Batches of images: augmented and mixed by timm, every random number a function of seed, epoch and image.
 
 `Batches` is a loader whose batch `b` of epoch `e` is the same whatever came before it; `transforms` makes the views,
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from ..losses import sample_labels
 from ..targets import SparseTargets, mix, smooth
+from .files import UnreadableImage, shortened
 from .splits import ImageSet
 
 # %% ../../nbs/vision/batches.ipynb #a81c0e16
@@ -123,35 +124,42 @@ class _Order(torch.utils.data.Sampler):
         for b in range(self.start, len(self)):
             yield self.epoch, b, order[b*self.batch_size:(b+1)*self.batch_size][self.rank::self.world].tolist()
 
-# %% ../../nbs/vision/batches.ipynb #fdf1af21
+# %% ../../nbs/vision/batches.ipynb #7dc348ad
 class _Fetch(Dataset):
-    "Answers a request: `(images, targets, epoch, batch, names of unreadable files)`."
-    def __init__(self, data, transform, train, seed):
-        self.data, self.transform, self.train, self.seed = data, transform, train, seed
+    "Answers a request: `(images, targets, epoch, batch, unreadable files)`; None for images of which none can be read."
+    def __init__(self, data, transform, train, seed, allowed):
+        self.data, self.transform, self.train, self.seed, self.allowed = data, transform, train, seed, allowed
+        self.unreadable = {} # row -> name and reason: a file is tried once
 
     def __getitem__(self, request):
         epoch, b, rows = request
         if isinstance(self.data.images, Tensor) and not self.transform: # in memory: no loop over rows
             at = self.data.rows[rows]
             return self.data.images[at], self.data.targets[at], epoch, b, []
-        unreadable = []
-        items = [self.read(i, epoch, unreadable) for i in rows]
+        met = []
+        items = [self.read(i, epoch, met) for i in rows]
         items = [item for item in items if item is not None]
-        if not items: raise ValueError(f"no image of batch {b} can be read: {', '.join(unreadable[:5])}")
-        return torch.stack([x for x, _ in items]), torch.stack([t for _, t in items]), epoch, b, unreadable
+        images, targets = (torch.stack(v) for v in zip(*items)) if items else (None, None)
+        if len(self.unreadable) > self.allowed: met = list(self.unreadable.values())
+        return images, targets, epoch, b, met
 
-    def read(self, i, epoch, unreadable):
-        "Of an unreadable image: in training the next readable one, in evaluation None."
-        for j in range(i, i+100): # more in a row mean that the place is gone, not a file
-            j = j % len(self.data)
-            try: image = self.data.image(j)
-            except (OSError, ValueError, SyntaxError) as e:
-                unreadable.append(f'{self.data.name(j)} ({type(e).__name__})')
-                if not self.train: return None
+    def read(self, i, epoch, met):
+        "In training the next readable image takes the place of another, in evaluation None; no more than allowed."
+        for j in (*range(i, len(self.data)), *range(i)) if self.train else (i,):
+            image = self.image(j)
+            if image is None:
+                met.append(self.unreadable[j])
+                if len(self.unreadable) > self.allowed: return None
                 continue
             with seeded(self.seed, epoch, i): x = self.transform(image) if self.transform else image
             return torch.as_tensor(x), self.data.target(j)
-        raise ValueError(f"a hundred images in a row cannot be read, from {unreadable[0]} on")
+
+    def image(self, j): # None if it cannot be read
+        if j in self.unreadable: return None
+        try: return self.data.image(j)
+        except (OSError, ValueError, SyntaxError) as e:
+            named = isinstance(e, UnreadableImage)
+            self.unreadable[j] = str(e) if named else f'{self.data.name(j)} ({type(e).__name__})'
 
 # %% ../../nbs/vision/batches.ipynb #9e777b9e
 class Batches:
@@ -177,8 +185,9 @@ class Batches:
             from timm.data.random_erasing import RandomErasing
             self.eraser = RandomErasing(erase, mode='pixel', device=device)
         self.order = _Order(len(data), batch_size, train, seed, rank, world)
-        self.loader = DataLoader(_Fetch(data, transform, train, seed), batch_size=None, sampler=self.order,
-                                 num_workers=num_workers, pin_memory=str(device) != 'cpu', generator=torch.Generator())
+        fetch = _Fetch(data, transform, train, seed, max_corrupt*len(data))
+        self.loader = DataLoader(fetch, batch_size=None, sampler=self.order, num_workers=num_workers,
+                                 pin_memory=str(device) != 'cpu', generator=torch.Generator())
 
     def __len__(self): return len(self.order)
 
@@ -189,6 +198,9 @@ class Batches:
     def __iter__(self):
         for x, t, epoch, b, unreadable in self.loader:
             if unreadable: self._count(unreadable)
+            if x is None: # a whole batch of evaluation, perhaps the last row alone
+                if self.train: raise ValueError(f"none of {len(self.data)} images can be read: {shortened(unreadable)}")
+                continue
             x, t = (v.to(self.device, non_blocking=True) for v in (x, t))
             with seeded(self.seed, epoch, b, 1, device=self.device): batch = self.finish(x, t)
             yield batch
@@ -210,9 +222,9 @@ class Batches:
         self.corrupt.update(dict.fromkeys(unreadable))
         if len(self.corrupt) > self.max_corrupt*len(self.data):
             raise ValueError(f"{len(self.corrupt)} of {len(self.data)} images cannot be read, more than "
-                             f"max_corrupt={self.max_corrupt:g}: {', '.join(list(self.corrupt)[:5])}")
+                             f"max_corrupt={self.max_corrupt:g}: {shortened(self.corrupt, 5)}")
 
-# %% ../../nbs/vision/batches.ipynb #cf55c768
+# %% ../../nbs/vision/batches.ipynb #4f33ba8a
 def _check_batch_size(batch_size, rows, train, world):
     if not batch_size > 0 or batch_size % world:
         raise ValueError(f"batch_size must be positive and a multiple of the {world} ranks, got {batch_size}")

@@ -8,10 +8,12 @@ import torch
 
 pytest.importorskip('sklearn')
 pytest.importorskip('timm')
-from pictures import tree
+from pictures import jpeg, put, tree
 from softnce.targets import SparseTargets, one_hot
 from softnce.vision.batches import Batches, Mixing, seeded, transforms
+from softnce.vision.files import Files
 from softnce.vision.images import digits, load
+from softnce.vision.splits import ImageSet
 
 
 def made(data, **kw):
@@ -98,7 +100,67 @@ def test_unreadable_images_are_named_counted_and_bounded(tmp_path):
     refusal = r'1 of 60 images cannot be read, more than max_corrupt=0.01: val/c/5.png'
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=refusal): list(evaluation())
     for p in (root/'train').rglob('*.png'): p.write_bytes(b'')
-    with pytest.raises(ValueError, match='images in a row cannot be read'): next(iter(batches))
+    refusal = 'of 54 images cannot be read, more than max_corrupt=0.1'
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=refusal):
+        next(iter(batches))
+
+
+def evaluation(data, rows, **kw): return Batches(data, rows, transform=transforms(16), mean=[.5]*3, std=[.5]*3, **kw)
+
+
+def files(root, names): return ImageSet(Files(root, names), torch.arange(len(names)))
+
+
+@pytest.mark.filterwarnings('ignore:cannot be read')
+@pytest.mark.parametrize('workers', [0, 2])
+def test_max_corrupt_alone_ends_a_run(workers, tmp_path):
+    "A damaged folder: more than a hundred bad files in a row, and in evaluation whole batches of them."
+    names, good = [f'{i:03}.png' for i in range(400)], jpeg(1, 16, ending='PNG')
+    for i, n in enumerate(names): put(tmp_path/n, b'' if 100 <= i < 250 else good)
+    data = files(tmp_path, names)
+    b = evaluation(data, 7, max_corrupt=.4, num_workers=workers)
+    assert torch.cat([y for _, y in b]).tolist() == [*range(100), *range(250, 400)] and len(b.corrupt) == 150
+    train = Batches(data, 40, True, transforms(16), [.5]*3, [.5]*3, max_corrupt=.4, num_workers=workers)
+    seen = torch.cat([y for _, y in train])
+    assert len(seen) == 400 and not any(100 <= y < 250 for y in seen.tolist()) and len(train.corrupt) == 150
+    for cut in (evaluation(data, 7, max_corrupt=.2, num_workers=workers),
+                Batches(data, 40, True, transforms(16), [.5]*3, [.5]*3, max_corrupt=.2, num_workers=workers)):
+        refusal = r'^\d+ of 400 images cannot be read, more than max_corrupt=0.2: \d\d\d.png'
+        with pytest.raises(ValueError, match=refusal): list(cut)
+
+
+@pytest.mark.filterwarnings('ignore:cannot be read')
+def test_one_bad_row_alone_in_the_last_batch_is_left_out(tmp_path):
+    for i in range(9): put(tmp_path/f'{i}.png', jpeg(i, 16, ending='PNG') if i < 8 else b'half')
+    data = files(tmp_path, [f'{i}.png' for i in range(9)])
+    batches = evaluation(data, 4, max_corrupt=.2)
+    assert [y.tolist() for _, y in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert list(batches.corrupt) == ['8.png (UnidentifiedImageError)']
+
+
+@pytest.mark.filterwarnings('ignore:cannot be read')
+def test_a_bad_file_is_read_once_and_its_replacement_does_not_depend_on_that(tmp_path):
+    for i in range(30): put(tmp_path/f'{i:02}.png', jpeg(i, 16, ending='PNG') if i % 5 else b'half')
+    class Counted(Files):
+        tries = Counter()
+        def bytes(self, i): self.tries[i] += 1; return super().bytes(i)
+    data = ImageSet(Counted(tmp_path, [f'{i:02}.png' for i in range(30)]), torch.arange(30))
+    def batches(): return Batches(data, 10, True, transforms(16, True), [.5]*3, [.5]*3, max_corrupt=.3)
+    whole = batches()
+    first = [list(whole), list(whole)]
+    assert all(Counted.tries[i] == 1 for i in range(0, 30, 5))
+    later = batches(); later.seek(1, 2)
+    (x, y), = list(later)
+    whole.seek(1); want = list(whole)[2]
+    assert torch.equal(x, want[0]) and torch.equal(y, want[1])
+    assert len(first[0]) == 3 and not any(int(k) % 5 == 0 for _, y in first[0] for k in y)
+
+
+def test_images_that_are_all_unreadable_are_an_error_whatever_is_allowed(tmp_path):
+    for i in range(4): put(tmp_path/f'{i}.png', b'')
+    data = files(tmp_path, [f'{i}.png' for i in range(4)])
+    b = Batches(data, 2, True, transforms(16), [.5]*3, [.5]*3, max_corrupt=1.)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match='none of 4 images can be read: '): list(b)
 
 
 def test_randaugment_survives_every_policy(small):
