@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['make_head', 'SmallCNN', 'make_model', 'load_weights']
 
-# %% ../../nbs/vision/models.ipynb #21f0826d
+# %% ../../nbs/vision/models.ipynb #ce8056a1
 __doc__ = """Image classifiers: a body of timm's, or a small convolutional network, with the paper's head on top.
 
 The head is `l = W3 gelu(W2 gelu(W1 h + b1) + b2) + b3` (section 4.1 of the paper). Every model ends in `(N, K)` logits.
 
->>> import torch
 >>> make_head(64, 10, hidden=128)(torch.zeros(5, 64)).shape
 torch.Size([5, 10])
 >>> SmallCNN(10, hidden=None)(torch.zeros(2, 1, 8, 8)).shape
@@ -20,7 +19,16 @@ torch.Size([2, 4])
 """
 
 # %% ../../nbs/vision/models.ipynb #5b6a47d0
+import pathlib, sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+import numpy as np
+import torch
 from torch import Tensor, nn
+from .files import shortened
 
 # %% ../../nbs/vision/models.ipynb #5c6a7b10
 def make_head(in_features:int,       # d, width of the features
@@ -64,61 +72,214 @@ def _block(channels_in, channels_out, stride=1): # batch normalisation has the b
     conv = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
     return conv, nn.BatchNorm2d(channels_out), nn.ReLU()
 
-# %% ../../nbs/vision/models.ipynb #26f658ca
+# %% ../../nbs/vision/models.ipynb #9797c39d
 _ALIASES = dict(vit_b16='vit_base_patch16_224.mae', vit_tiny='vit_tiny_patch16_224', resnet18_64='resnet18')
 
-def _timm_options(name, full, size, drop_path, pretrained):
-    if not full.startswith('vit'): return {} # other bodies take images of any size
-    options = dict(img_size=size, drop_path_rate=drop_path)
-    if size < 128: options['patch_size'] = 8 # patches of 16 would leave at most 49 positions
-    if not pretrained or name == 'vit_b16': options['global_pool'] = 'avg' # as in MAE's fine-tuning
-    return options
+def _alias_options(name, size, pretrained): # what our names ask for beside timm's
+    out = {}
+    if name == 'vit_tiny' and size < 128: out['patch_size'] = 8 # patches of 16 would leave at most 49 positions
+    if name == 'vit_b16' or name == 'vit_tiny' and not pretrained: out['global_pool'] = 'avg' # as in MAE's fine-tuning
+    return out
 
-# %% ../../nbs/vision/models.ipynb #02029043
+def _checked_name(name): # timm's
+    import timm
+    full = _ALIASES.get(name, name)
+    if not timm.is_model(full.split('.')[0]):
+        raise ValueError(f"name must be small_cnn, {', '.join(_ALIASES)} or a model of timm's, got {name!r}")
+    if '.' in full and full not in timm.list_pretrained():
+        tags = shortened(timm.list_pretrained(f"{full.split('.')[0]}.*"), 8) or 'none'
+        raise ValueError(f"name must have one of timm's tags, {tags}, got {name!r}")
+    return full
+
+def _timm_model(full, size, **options): # `size` reaches the models that are made for one
+    import timm
+    default = timm.models.get_pretrained_cfg(full)
+    sized = dict(img_size=size) if default is None or size != default.input_size[-1] else {}
+    for more in (sized, {}): # a convolutional network takes no size; whether it takes such images is tried below
+        try: return timm.create_model(full, **options, **more)
+        except TypeError as e:
+            if 'drop_path_rate' in str(e): raise ValueError(f"drop_path must be 0 for {full}, which has none") from None
+            if 'img_size' not in str(e): raise
+
+# %% ../../nbs/vision/models.ipynb #10f478b3
+def _classifiers(model): # names of the layers that end in logits
+    names = model.pretrained_cfg.get('classifier') if hasattr(model, 'pretrained_cfg') else 'head'
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+def _put_heads(model, name, num_classes, hidden, logits_bn): # in the place of timm's classifiers
+    if not _classifiers(model): raise ValueError(f"name must be a classifier, {name} has no layer that ends in logits")
+    heads = []
+    for path in _classifiers(model):
+        owner, _, leaf = path.rpartition('.')
+        old = model.get_submodule(path)
+        if isinstance(old, nn.Linear): new = make_head(old.in_features, num_classes, hidden, logits_bn)
+        elif isinstance(old, nn.Conv2d): # of features (N, d, 1, 1)
+            new = nn.Sequential(nn.Flatten(), make_head(old.in_channels, num_classes, hidden, logits_bn))
+        else: raise ValueError(f"name must be a model with a linear classifier, {name} ends in {type(old).__name__}")
+        setattr(model.get_submodule(owner), leaf, new)
+        heads.append(new)
+    return heads
+
+def _try(model, heads, name, shape, num_classes, logits_bn): # ValueError unless images `shape` give logits of all heads
+    used, buffers = {}, {k: v.clone() for k, v in model.named_buffers()}
+    def note(module, inputs, output): used[module] = output.shape
+    hooks = [h.register_forward_hook(note) for h in heads]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            out = [model.train(mode)(torch.zeros(shape)) for mode in (False, True)]
+    except Exception as e: # from the inside of any model
+        raise ValueError(f"{name} does not take images {shape[1:]}: {e}") from None
+    finally:
+        for h in hooks: h.remove()
+    for k, v in model.named_buffers(): v.copy_(buffers[k]) # running means of the trial
+    if any(not isinstance(x, torch.Tensor) or x.shape != (2, num_classes) for x in out) or used.keys() != set(heads):
+        raise ValueError(f"{name} does not end in {num_classes} logits for each image, or not through its head")
+    if logits_bn and any(s != (2, num_classes) for s in used.values()): # of every patch: that would be another game
+        raise ValueError(f"logits_bn must be False for {name}, whose head sees more than one vector an image")
+
+# %% ../../nbs/vision/models.ipynb #0d8f030e
+_UNPUBLISHED = "pretrained must be False or a checkpoint's file for {}, which has no published weights"
+
+def _body(name, size, channels, num_classes, drop_path, pretrained): # timm's model, its classifier still its own
+    full = _checked_name(name)
+    options = dict(num_classes=num_classes, in_chans=channels, pretrained=pretrained is True)
+    if drop_path: options['drop_path_rate'] = drop_path
+    try: model = _timm_model(full, size, **options, **_alias_options(name, size, pretrained))
+    except OSError as e: # no network, or not the file
+        raise FileNotFoundError(f"weights of {full} cannot be had ({e}): give a local checkpoint, "
+                                "pretrained='file.pth', or pretrained=False") from None
+    except RuntimeError as e:
+        if 'pretrained weights' not in str(e): raise
+        raise ValueError(_UNPUBLISHED.format(full)) from None
+    if name == 'resnet18_64': # keep the resolution: 64 pixels are few
+        model.conv1, model.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
+    return model
+
+def _small_cnn(num_classes, channels, width, hidden, logits_bn, drop_path, pretrained):
+    if pretrained is True: raise ValueError(_UNPUBLISHED.format('small_cnn'))
+    if drop_path: raise ValueError(f"drop_path must be 0 for small_cnn, which has none, got {drop_path}")
+    model = SmallCNN(num_classes, channels, width, hidden, logits_bn)
+    if pretrained: model.loaded = load_weights(model, pretrained)
+    return model
+
+# %% ../../nbs/vision/models.ipynb #44d35ac6
 def make_model(name:str,             # 'small_cnn', 'resnet18_64', 'vit_tiny', 'vit_b16', or any name of timm's
                num_classes:int,      # K
                size:int=224,         # pixels a side
                channels:int=3,       # of the images
                hidden:int|None=4096, # width of the head; None: linear
                logits_bn:bool=False, # of the head
-               drop_path:float=0.,   # of transformers
+               drop_path:float=0.,   # of models that have residual paths
                width:int=16,         # of 'small_cnn'
                pretrained=False,     # True: timm's weights (of 'vit_b16': MAE's), or a checkpoint's file
-              )->nn.Module:
-    "A classifier with the head of `make_head`; ValueError for a name that timm does not know."
-    if name == 'small_cnn': return SmallCNN(num_classes, channels, width, hidden, logits_bn)
-    import timm
-    full = _ALIASES.get(name, name)
-    if not timm.is_model(full.split('.')[0]):
-        raise ValueError(f"name must be small_cnn, {', '.join(_ALIASES)} or a model of timm's, got {name!r}")
-    options = _timm_options(name, full, size, drop_path, pretrained)
-    options |= dict(pretrained=pretrained is True, num_classes=num_classes, in_chans=channels)
-    try: model = timm.create_model(full, **options)
-    except OSError as e:
-        raise FileNotFoundError(f"weights of {full} cannot be had ({e}): give a local checkpoint, "
-                                "pretrained='file.pth', or pretrained=False") from None
-    if name == 'resnet18_64': # keep the resolution: 64 pixels are few
-        model.conv1, model.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
-    if isinstance(pretrained, str): load_weights(model, pretrained)
-    setattr(model, model.pretrained_cfg['classifier'], make_head(model.num_features, num_classes, hidden, logits_bn))
+              )->nn.Module: # with `loaded`, what a checkpoint gave it
+    """A classifier with the head of `make_head`; ValueError for a name that timm does not know, a size or a setting
+    that the model cannot have, or a checkpoint of another model."""
+    if not isinstance(pretrained, (bool, str, Path, type(None))) or pretrained == '':
+        raise ValueError(f"pretrained must be True, False or a checkpoint's file, got {pretrained!r}")
+    if name == 'small_cnn': return _small_cnn(num_classes, channels, width, hidden, logits_bn, drop_path, pretrained)
+    model = _body(name, size, channels, num_classes, drop_path, pretrained)
+    if isinstance(pretrained, (str, Path)): model.loaded = load_weights(model, pretrained)
+    heads = _put_heads(model, name, num_classes, hidden, logits_bn)
+    _try(model, heads, name, (2, channels, size, size), num_classes, logits_bn)
     return model
 
+# %% ../../nbs/vision/models.ipynb #117abeab
+@dataclass
+class LoadedWeights:
+    "What a checkpoint gave a model: names of parameters and buffers, in the words of the model."
+    source:str     # file, key and prefix
+    loaded:list
+    resized:list   # of the loaded: interpolated, for another image size
+    missing:list   # of the body: not in the file, left as they were made
+    left_out:list  # of the file: other names, other shapes, heads
+
+    def __str__(self):
+        parts = {n: getattr(self, n) for n in ('resized', 'missing', 'left_out')}
+        named = (f"; {n.replace('_', ' ')}: {shortened(v, 6)} ({len(v)})" for n, v in parts.items() if v)
+        return f"{self.source}: {len(self.loaded)} tensors loaded" + ''.join(named)
+
+_HARMLESS = [Namespace, pathlib.PosixPath, np.dtype, np.ndarray, # settings and scores beside the weights
+             *(x.__reduce__()[0] for x in (np.float64(0), np.zeros(1))),
+             *(type(np.dtype(k)) for k in ('f4', 'f8', 'i4', 'i8', '?'))]
+
+def _open_checkpoint(path): # whatever torch or safetensors saved; no code is run
+    file = Path(path).expanduser()
+    if file.is_dir(): # as Hugging Face and our own runs lay them
+        files = [file/n for n in ('model.safetensors', 'pytorch_model.bin') if (file/n).is_file()]
+        if not files: raise ValueError(f"pretrained: {path} is a folder without model.safetensors or pytorch_model.bin")
+        file = files[0]
+    if not file.exists(): raise FileNotFoundError(f"pretrained: there is no checkpoint {path}")
+    if not file.stat().st_size: raise ValueError(f"pretrained: {path} is empty, perhaps a download that stopped")
+    try:
+        if file.suffix == '.safetensors':
+            from safetensors.torch import load_file
+            return load_file(file)
+        with torch.serialization.safe_globals(_HARMLESS): return torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as e: # half a file, another format, a pickled module
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()] or ['']
+        why = next((line for line in lines if 'GLOBAL' in line), lines[0]).split('. ')[0] # which class it holds
+        raise ValueError(f"pretrained: {path} cannot be read as a checkpoint ({type(e).__name__}: {why}); expected a "
+                         "state dict, saved by torch.save(model.state_dict(), ...) or as safetensors") from None
+
+# %% ../../nbs/vision/models.ipynb #e0600d98
+_AVERAGED = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'teacher') # keys that go first among equals
+
+def _state_dicts(saved, key='', depth=3): # (key, dict of tensors) at every level
+    if not isinstance(saved, Mapping): return
+    tensors = {k: v for k, v in saved.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if tensors: yield key, tensors
+    for k, v in saved.items() if depth else (): yield from _state_dicts(v, f'{key}[{k!r}]', depth-1)
+
+def _prefixes(state, names): # prefix -> how many names of the model follow it
+    counts = Counter()
+    for k in state:
+        steps = k.split('.')
+        for i in range(len(steps)):
+            if '.'.join(steps[i:]) in names: counts['.'.join([*steps[:i], ''])] += 1
+    return counts
+
+def _best_fit(saved, names): # key, prefix and state of what fits most of the model
+    fits = []
+    for key, state in _state_dicts(saved):
+        averaged = any(f'[{k!r}]' in key for k in _AVERAGED)
+        for prefix, n in _prefixes(state, names).items():
+            fits.append((-n, not averaged, len(prefix), len(fits), key, prefix, state))
+    if not fits: return '', '', next((state for _, state in _state_dicts(saved)), {})
+    *_, key, prefix, state = min(fits)
+    return key, prefix, state
+
+# %% ../../nbs/vision/models.ipynb #9761bc08
+def _resized(model, state): # timm's own conversion: position embeddings of another image size, names of other trainers
+    convert = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    if convert is None: return state
+    try: return dict(convert(dict(state), model))
+    except Exception: return state # made for the checkpoints of its authors; the shapes are compared anyway
+
+def _share(tensors, all_tensors): return sum(v.numel() for v in tensors)/max(sum(v.numel() for v in all_tensors), 1)
+
 # %% ../../nbs/vision/models.ipynb #2f56cdbd
-def load_weights(model:nn.Module, # of timm's
-                 path,  # checkpoint: a state dict, or a dict that holds one as 'model' or 'state_dict'
-                )->list: # names of parameters that the file did not have
-    "Weights of the body from a local file, position embeddings resized. ValueError if fewer than half of them fit."
-    from timm.models import load_state_dict
-    state = load_state_dict(str(path), weights_only=True)
-    head = model.pretrained_cfg['classifier']
-    if hasattr(model, 'pos_embed'): # made for another image size: interpolated
-        from timm.models.vision_transformer import checkpoint_filter_fn
-        state = checkpoint_filter_fn(state, model, interpolation='bicubic', antialias=True)
-    state = {k: v for k, v in state.items() if not k.startswith((f'{head}.', 'decoder', 'mask_token'))}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    body = [k for k, _ in model.named_parameters() if not k.startswith(f'{head}.')]
-    absent = [k for k in missing if k in body]
-    if 2*len(absent) > len(body):
-        raise ValueError(f"{path} has {len(body)-len(absent)} of the model's {len(body)} parameters; "
-                         f"missing: {', '.join(absent[:3])}; not known: {', '.join(unexpected[:3])}")
-    return absent
+def load_weights(model:nn.Module, # of timm's, or `SmallCNN`
+                 path,            # a checkpoint: a file of torch or safetensors, or a folder with one
+                )->LoadedWeights: # what was loaded, resized, missing and left out
+    """Weights of the body from a local file, position embeddings resized; the head stays. ValueError for a file that
+    cannot be read, and unless it holds nine tenths of the body; FileNotFoundError if there is none."""
+    heads = tuple(f'{h}.' for h in _classifiers(model))
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
+    body = {k: v for k, v in own.items() if not k.startswith(heads)}
+    key, prefix, found = _best_fit(_open_checkpoint(path), body)
+    inside = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    state = _resized(model, inside)
+    fit = {k: v for k, v in state.items() if k in body and v.shape == body[k].shape}
+    other = {k: v for k, v in state.items() if k not in fit and not k.endswith('num_batches_tracked')}
+    left_out = [f'{k} {tuple(v.shape)}, not {tuple(body[k].shape)}' if k in body else k for k, v in other.items()]
+    outside = [k for k in found if not k.startswith(prefix)]
+    if not state.keys() - inside.keys(): outside += [k for k in inside if k not in state] # dropped, not renamed
+    missing = [k for k in body if k not in fit]
+    source = f'{path}{key}' + (f', below {prefix!r}' if prefix else '')
+    if _share(fit.values(), body.values()) < .9: # a head's worth may differ, not blocks
+        raise ValueError(f"{source} has {len(fit)} of the model's {len(body)} parameters; "
+                         f"missing: {shortened(missing)}; not known: {shortened(left_out)}")
+    model.load_state_dict(fit, strict=False)
+    resized = [k for k in fit if k in inside and inside[k].shape != fit[k].shape]
+    return LoadedWeights(source, list(fit), resized, missing, left_out+outside)

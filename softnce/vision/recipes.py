@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HARD', 'NAMES', 'COLORS', 'make_loss', 'settings', 'loaders', 'train_images', 'log_epoch']
 
-# %% ../../nbs/vision/recipes.ipynb #b92c85f3
+# %% ../../nbs/vision/recipes.ipynb #96c2cc24
 __doc__ = """The paper's Table 3 as settings by name, small ones beside them, and one training from data to logits.
 
 `settings` gives a dict: those of a recipe, with the explicit ones in their place. `make_loss` makes a loss by name with
@@ -32,14 +32,14 @@ from .models import make_model
 LOSSES = dict(nll=NLL, soft_target_cross_entropy=SoftTargetCrossEntropy, info_nce=InfoNCE,
               soft_distribution_info_nce=SoftDistributionInfoNCE, soft_target_info_nce=SoftTargetInfoNCE)
 
-# %% ../../nbs/vision/recipes.ipynb #b8faba37
+# %% ../../nbs/vision/recipes.ipynb #7c424cf0
 HARD = ('nll', 'info_nce') # losses that need one class id a row
 NAMES = dict(nll='NLL', soft_target_cross_entropy='soft target cross-entropy', info_nce='InfoNCE',
              soft_distribution_info_nce='soft distribution InfoNCE', soft_target_info_nce='soft target InfoNCE')
 COLORS = dict(nll='#0072B2', soft_target_cross_entropy='#56B4E9', info_nce='#D55E00', # safe for the colour-blind
               soft_distribution_info_nce='#E69F00', soft_target_info_nce='#009E73')
 
-# %% ../../nbs/vision/recipes.ipynb #1b5c005b
+# %% ../../nbs/vision/recipes.ipynb #4f8dadbc
 def _noise_source(noise, size, lam, epsilon):
     if noise == 'in_batch': return None # the batch's own targets, the paper's choice
     if noise == 'queue': return Queue(size) # targets of earlier batches
@@ -47,9 +47,16 @@ def _noise_source(noise, size, lam, epsilon):
     if noise == 'closed_form': return ClosedForm(lam, epsilon) # the mean over all draws
     raise ValueError(f"noise must be one of in_batch, queue, closed_form, fresh, got {noise!r}")
 
+def _class_shares(targets, num_classes): # of class ids, or of probabilities: a class may never be the largest of a row
+    if targets.ndim == 1: return empirical_noise(targets, num_classes)
+    shares = targets.double().mean(0)
+    if absent := (shares == 0).nonzero().flatten().tolist():
+        raise ValueError(f"labels must give every class some probability; absent: {absent[:10]}")
+    return (shares/shares.sum()).to(targets.dtype)
+
 # %% ../../nbs/vision/recipes.ipynb #cef954ae
 def make_loss(name:str,       # a key of `NAMES`
-              labels=None,    # `(N,)` class ids of the training set: the noise distribution of the InfoNCE losses
+              labels=None,    # `(N,)` class ids or `(N, K)` probabilities of the training set: the noise of InfoNCE
               num_classes:int=None, # K
               noise:str='in_batch', # 'in_batch', 'queue', 'fresh' or 'closed_form'
               noise_size:int=4096, # of queue and fresh
@@ -60,7 +67,7 @@ def make_loss(name:str,       # a key of `NAMES`
     if name not in LOSSES: raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
     source = _noise_source(noise, noise_size, noise_lam, noise_epsilon)
     if 'info_nce' not in name: return LOSSES[name]() # cross-entropies compare with all classes: no noise
-    return LOSSES[name](noise_probs=empirical_noise(labels, num_classes), noise_samples=source)
+    return LOSSES[name](noise_probs=_class_shares(labels, num_classes), noise_samples=source)
 
 # %% ../../nbs/vision/recipes.ipynb #e7a2cd10
 PAPER = dict(model='vit_b16', pretrained=True, image_size=224, hidden=4096, logits_bn=False, drop_path=.1, width=16,
@@ -82,7 +89,7 @@ def _paper_rate(dataset, loss): # base learning rates of the appendix, A.4.1
                 cifar100=.00055 if soft_target else .0003)[dataset]
 _PAPERS = ('imagenet', 'tiny_imagenet', 'cifar100') # data sets of Table 3
 
-# %% ../../nbs/vision/recipes.ipynb #02c89098
+# %% ../../nbs/vision/recipes.ipynb #d0fb16f6
 def recipe(name:str,  # 'imagenet', 'tiny_imagenet', 'cifar100' (Table 3), 'small' or 'digits'
            loss:str,  # a key of `NAMES`
           )->dict:    # settings of one training
@@ -109,7 +116,7 @@ def settings(name:str,      # recipe; None: the data set's, 'small' for one with
         out[k] = _typed(k, v, out[k])
     return out
 
-# %% ../../nbs/vision/recipes.ipynb #15521c5c
+# %% ../../nbs/vision/recipes.ipynb #d207d0cf
 # settings whose type the recipe's value does not show: it is None there, or may be more than one
 _TYPES = dict(layer_decay=float, clip_norm=float, ema=float, auto_augment=str, pretrained=(bool, str))
 _MAY_BE_NONE = ('layer_decay', 'clip_norm', 'ema', 'auto_augment', 'hidden')
@@ -150,7 +157,7 @@ def _network(data, s): # with new weights
 _OF_CONFIG = ('epochs', 'lr', 'weight_decay', 'warmup_epochs', 'min_lr', 'layer_decay', 'clip_norm', 'ema',
               'accumulate', 'precision', 'compile', 'channels_last') # settings that are fields of `TrainConfig`
 
-# %% ../../nbs/vision/recipes.ipynb #d232db27
+# %% ../../nbs/vision/recipes.ipynb #48d19747
 def train_images(dataset:dict, # arguments of `load`
                  s:dict,       # `settings`, with `lr`
                  loss:dict,    # arguments of `make_loss` but for the labels
@@ -166,12 +173,14 @@ def train_images(dataset:dict, # arguments of `load`
     parts = loaders(data, s, loss['name'], seed, num_workers, where, rank, world)
     torch.manual_seed(seed)
     net = _network(data, s)
-    module = make_loss(**loss, labels=data.train.labels, num_classes=data.num_classes)
+    if rank == 0 and (loaded := getattr(net, 'loaded', None)): print(loaded, flush=True) # what the checkpoint gave
+    module = make_loss(**loss, labels=data.train.part_targets, num_classes=data.num_classes)
     config = TrainConfig(**{k: s[k] for k in _OF_CONFIG}, epsilon=s['smoothing'], seed=seed, checkpoint_dir=str(folder),
                          device=device, **config)
     last = fit(net, module, parts['train'], parts['valid'], config, on_epoch=on_epoch)
     done = {n: list(predict(net, parts[n])) for n in ('valid', 'test')}
-    done |= dict(last=last, corrupt=list(parts['train'].corrupt), weights=sum(p.numel() for p in net.parameters()))
+    corrupt = [name for part in parts.values() for name in part.corrupt]
+    done |= dict(last=last, corrupt=corrupt, weights=sum(p.numel() for p in net.parameters()))
     if rank == 0: save_checkpoint(done, Path(folder)/'result.pt')
     return done
 

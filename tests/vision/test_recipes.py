@@ -5,11 +5,12 @@ import torch
 
 pytest.importorskip('sklearn')
 pytest.importorskip('timm')
-from pictures import cifar, tiny, tree
+from pictures import cifar, put, tiny, tree
 from softnce.losses import InfoNCE
 from softnce.noise import ClosedForm, Fresh, Queue
 from softnce.targets import SparseTargets
 from softnce.vision.images import load
+from softnce.vision.models import SmallCNN
 from softnce.vision.recipes import LOSSES, loaders, make_loss, recipe, settings, train_images
 
 
@@ -48,6 +49,14 @@ def test_losses_by_name():
     assert isinstance(fresh, Fresh) and (fresh.size, fresh.lam, fresh.epsilon) == (17, .8, .1)
 
 
+def test_noise_of_soft_targets_is_their_mean():
+    targets = torch.tensor([[.5, .3, .2], [.3, .5, .2]]) # a class that is never the largest
+    for name in ('info_nce', 'soft_distribution_info_nce', 'soft_target_info_nce'):
+        torch.testing.assert_close(make_loss(name, targets, 3).noise_probs, torch.tensor([.4, .4, .2]))
+    with pytest.raises(ValueError, match=r'labels must give every class some probability; absent: \[1\]'):
+        make_loss('info_nce', torch.tensor([[.5, 0., .5]]), 3)
+
+
 def test_every_loss_sees_the_same_images():
     data = load('digits')
     first = {}
@@ -80,6 +89,31 @@ def test_a_small_training_from_files(kind, tmp_path):
     assert out['test'][0].shape == ((20, 5) if kind == 'cifar100' else (12, 3)) and not out['corrupt']
     again = train_images(dict(name='nothing'), s, loss, tmp_path/'run', device='cpu')  # finished: read back
     assert torch.equal(again['test'][0], out['test'][0])
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_training_from_votes_with_bad_files(tmp_path, capsys):
+    "One class is never the largest; bad files in training and evaluation are named; weights come from a file."
+    root = tree(tmp_path/'images', ['.'], each=70)
+    files = sorted(str(p.relative_to(root)) for p in root.rglob('*.png'))
+    part = ['train']*100 + ['val']*50 + ['test']*60
+    rows = [f'{n};{3 if i % 2 else 2};{2 if i % 2 else 3};1;{s}' for i, (n, s) in enumerate(zip(files, part))]
+    put(tmp_path/'votes.csv', 'file;x;y;z;split\n'+'\n'.join(rows))
+    for i in (20, 120, 200): put(root/files[i], b'half')
+    torch.save(SmallCNN(5, 3, 4, 8).state_dict(), tmp_path/'w.pth')
+    asked = dict(model='small_cnn', image_size=32, width=4, hidden=8, batch_size=10, epochs=1, warmup_epochs=0,
+                 precision='fp32', auto_augment='none', pretrained=str(tmp_path/'w.pth'))
+    s = settings(None, 'soft_labels', 'soft_target_info_nce', asked) | dict(lr=1e-3)
+    import softnce.vision.recipes as module
+    class Patient(module.Batches): # of parts of a hundred images one bad file is 1 %, of smaller ones more
+        def __init__(self, *a, **kw): super().__init__(*a, **kw, max_corrupt=.02)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(module, 'Batches', Patient)
+        data = dict(name='soft_labels', root=root, labels=tmp_path/'votes.csv')
+        out = train_images(data, s, dict(name='soft_target_info_nce'), tmp_path/'run', device='cpu')
+    assert sorted(c.split(' ')[0] for c in out['corrupt']) == [files[i] for i in (20, 120, 200)]
+    assert len(out['valid'][0]) == 49 and len(out['test'][0]) == 59 and out['test'][0].isfinite().all()
+    assert f'{tmp_path}/w.pth: ' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('call,message', [
