@@ -18,7 +18,8 @@ LOSSES = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_distribution_inf
 SOURCES = ['in_batch', 'queue', 'fresh', 'closed_form', 'hard_labels']
 AT_SIZE = dict(
     noise_samples=dict(sources=SOURCES, batch_sizes=[64, 256], epochs=[100, 100], same_steps=[25, 100],
-                       sizes=[64, 4096], noise_size=4096, lrs=[[6e-5, 7.5e-5], [2.5e-4, 3e-4]], seeds=[0, 1, 2], **TINY),
+                       sizes=[64, 4096], noise_size=4096, lrs=[[6e-5, 7.5e-5], [2.5e-4, 3e-4]], seeds=[0, 1, 2],
+                       **TINY),
     label_smoothing=dict(epochs=100, epsilons=[0., .1, .2], seeds=[0, 1, 2], **TINY),
     heads=dict(dataset='cifar100', root='data', epochs=100, hiddens=[0, 4096]),
     calibration=dict(epochs=100, seeds=[0, 1], **TINY),
@@ -120,7 +121,8 @@ def test_ledgers(path):
     parts = df.groupby([c for c in key if c != 'split'], dropna=False).split.agg(sorted)
     assert parts.map(lambda found: found == ['test', 'valid']).all()
     rates = ['top1', 'ece_naive', 'ece_correct', 'ece_fitted', 'floor']
-    assert ((df[rates] >= 0) & (df[rates] <= 1)).all(axis=None) and (df.temperature > 0).all() and (df.top5 >= df.top1).all()
+    assert ((df[rates] >= 0) & (df[rates] <= 1)).all(axis=None)
+    assert (df.temperature > 0).all() and (df.top5 >= df.top1).all()
     steps = 1/df.rows
     assert (abs(df.top1/steps - (df.top1/steps).round()) < 1e-2).all()  # an accuracy is a count over the rows
     assert not re.search(r'/(work|tmp|root|home|Users)/', path.read_text())
