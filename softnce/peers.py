@@ -64,7 +64,8 @@ def continuous_categorical_nll(logits:Tensor,     # `(N, K)`, spanning less than
     Raises ValueError naming the argument."""
     law = continuous_categorical_law(logits, temperature)
     targets = check_targets(targets, *logits.shape, logits.double())
-    return reduce(law.log_normalizer - own_score(law.probs.log(), *parts_of(targets)), reduction).to(full_precision(logits).dtype)
+    rows = law.log_normalizer - own_score(law.probs.log(), *parts_of(targets))
+    return reduce(rows, reduction).to(full_precision(logits).dtype)
 
 # %% ../nbs/losses/peers.ipynb #babd426b
 class ContinuousCategoricalNLL(NLL):
@@ -211,7 +212,8 @@ class SoftInfoNCE(SoftTargetInfoNCE):
         self.strength, self.similarity_temperature = strength, similarity_temperature
     def forward(self, logits, targets):
         return self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
-                         reduction=self.reduction, strength=self.strength, similarity_temperature=self.similarity_temperature)
+                         reduction=self.reduction, strength=self.strength,
+                         similarity_temperature=self.similarity_temperature)
 
 # %% ../nbs/losses/peers.ipynb #5e58200f
 def _similarity_weights(targets, embeddings, similarity_temperature):
