@@ -8,9 +8,9 @@ import scipy.stats
 import torch
 
 from softnce.losses import SoftTargetInfoNCE
-from softnce.runs import (as_text, at_best_rate, difference, experiments_dir, find_experiment, half_width, ledgers,
-                          needs, read_ledger, resolve, run_experiment, run_id, write_ledger)
-from softnce.runs.ledgers import KEY, ledger_path
+from softnce.runs import (as_text, at_best_rate, difference, find_experiment, half_width, ledgers, needs,
+                          read_ledger, resolve, run_experiment, run_id, write_ledger)
+from softnce.runs.ledgers import ledger_path
 from softnce.targets import one_hot, smooth
 
 SWEEPS = ['noise_samples', 'label_smoothing', 'heads', 'calibration', 'tables']
