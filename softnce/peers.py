@@ -153,7 +153,8 @@ class LogitAdjustedCrossEntropy(NLL):
 def target_similarity(targets, like):
     "Cosines of the targets of all pairs of rows, `(N, N)`; for class ids, of any range, 1 where they are equal."
     if isinstance(targets, SparseTargets) and targets.indices.shape[1] == 1 and not per_row_epsilon(targets):
-        if targets.epsilon == 0: return (targets.indices == targets.indices.T).to(like)
+        if targets.epsilon == 0: targets = targets.indices[:, 0]
+    if isinstance(targets, Tensor) and targets.ndim == 1: return (targets[:, None] == targets).to(like)
     unit = F.normalize((targets.dense() if isinstance(targets, SparseTargets) else targets).to(like), dim=1)
     # autocast would take the product in half precision
     with torch.autocast(like.device.type, enabled=False): return unit @ unit.T
