@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from .candidates import parts_of
 from .contrast.layout import own_score
 from .contrast.scores import candidate_scores, check_logits, check_temperature, full_precision, noise_scores
-from .losses import NLL, SoftTargetInfoNCE, check_epsilon, reduce, soft_target_cross_entropy, unsmooth
+from .losses import (NLL, SoftTargetInfoNCE, check_epsilon, check_kind, reduce, soft_target_cross_entropy,
+                            unsmooth)
 from .noise import ContinuousCategorical
 from .targets import SparseTargets, check_fraction, check_simplex, check_targets, checks_values, per_row_epsilon
 
@@ -71,9 +72,9 @@ def continuous_categorical_nll(logits:Tensor,     # `(N, K)`, spanning less than
 class ContinuousCategoricalNLL(NLL):
     "Module of `continuous_categorical_nll`."
     loss = staticmethod(continuous_categorical_nll)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: the mean of the law, with the targets' smoothing by epsilon undone."
-        check_epsilon(epsilon)
+        check_epsilon(epsilon); check_kind(targets)
         mean = continuous_categorical_law(logits, self.temperature).mean
         return unsmooth(mean, epsilon).to(full_precision(logits).dtype)
 
@@ -92,9 +93,9 @@ def binary_cross_entropy(logits:Tensor,     # `(N, K)`
 class BinaryCrossEntropy(NLL):
     "Module of `binary_cross_entropy`."
     loss = staticmethod(binary_cross_entropy)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: sigmoids divided by their sum, with the targets' smoothing by epsilon undone."
-        check_epsilon(epsilon); check_logits(logits)
+        check_epsilon(epsilon); check_kind(targets); check_logits(logits)
         return unsmooth(F.logsigmoid(full_precision(logits)/self.temperature).softmax(-1), epsilon)
 
 # %% ../nbs/losses/peers.ipynb #d3eaeb4e
@@ -141,9 +142,9 @@ class LogitAdjustedCrossEntropy(NLL):
     def forward(self, logits, targets):
         return self.loss(logits, targets, class_probs=self.class_probs, strength=self.strength,
                          temperature=self.temperature, reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon=0., prior:Tensor=None)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., prior:Tensor=None, targets:str=None)->Tensor: # targets: as `NLL`
         "Posterior under `prior`; None: all classes equally frequent. `class_probs` gives the training set's `p(k|x)`."
-        check_epsilon(epsilon)
+        check_epsilon(epsilon); check_kind(targets)
         l, log_pi = adjusted_logits(logits, self.class_probs, self.strength, self.temperature)
         if prior is not None: check_class_probs(prior, len(log_pi), 'prior')
         log_prior = 0. if prior is None else prior.to(l).log()  # a uniform prior cancels in the softmax
@@ -212,9 +213,11 @@ class SoftInfoNCE(SoftTargetInfoNCE):
         super().__init__(noise_probs, temperature, reduction=reduction)
         self.strength, self.similarity_temperature = strength, similarity_temperature
     def forward(self, logits, targets):
-        return self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
+        loss = self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
                          reduction=self.reduction, strength=self.strength,
                          similarity_temperature=self.similarity_temperature)
+        self.look_at(targets)
+        return loss
 
 # %% ../nbs/losses/peers.ipynb #5e58200f
 def _similarity_weights(targets, embeddings, similarity_temperature):
@@ -302,7 +305,7 @@ class Distillation(NLL):
     def forward(self, logits, targets, teacher_logits):
         return self.loss(logits, targets, teacher_logits, temperature=self.temperature, hard_weight=self.hard_weight,
                          reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: softmax at temperature one, with a smoothing by epsilon (of teacher and targets) undone."
-        check_epsilon(epsilon); check_logits(logits)
+        check_epsilon(epsilon); check_kind(targets); check_logits(logits)
         return unsmooth(full_precision(logits).softmax(-1), epsilon)
