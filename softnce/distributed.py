@@ -129,6 +129,7 @@ class MicroBatch(NoiseSource):
             raise ValueError(f"noise_samples must be those of this micro-batch: made for {n} rows, "
                              f"got targets of {targets.shape[0]}")
         self.step.push()
+    def own(self, targets): return self.step.targets[self.rows]  # labels, where the step was made from labels
     def draw(self, noise_probs):
         others = [self.step.targets[:self.rows.start], self.step.targets[self.rows.stop:]] if self.in_batch else []
         return [t for t in others if len(t)] + [self.step.draw(noise_probs)]

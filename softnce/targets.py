@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Targets', 'set_value_checks', 'has_values', 'value_checks', 'checks_values', 'one_hot', 'SparseTargets', 'smooth',
-           'mix']
+           'mix', 'sample_labels', 'drawn']
 
 # %% ../nbs/losses/targets.ipynb #714c6a24
 __doc__ = """Targets: rows of the simplex of every kind, checked once, at the door.
@@ -296,6 +296,25 @@ def mix_sparse(targets, lam, permutation):
     weights = torch.cat([lam*mine, (1-lam)*other], 1).expand(len(targets), -1)
     indices = torch.cat([targets.indices, targets.indices[permutation]], 1)
     return SparseTargets(indices, weights, targets.epsilon, targets.num_classes, validate=False)
+
+# %% ../nbs/losses/targets.ipynb #9a4ce141
+def sample_labels(targets:Targets,                 # `(N, K)` probabilities, SparseTargets, or `(N,)` class ids
+                  generator:torch.Generator=None,  # on the targets' device
+                 )->Tensor:                        # `(N,)` class ids; such as were given are returned as they are
+    "One label per row, drawn from its soft target."
+    if isinstance(targets, Tensor) and targets.ndim == 1: return targets
+    if isinstance(targets, Tensor): return drawn(targets, generator)
+    if targets.indices.shape[1] == 1 and not isinstance(targets.epsilon, Tensor) and targets.epsilon == 0:
+        return targets.indices[:, 0]
+    n, device = targets.shape[0], targets.device
+    label = targets.indices.gather(1, drawn(targets.weights, generator)[:, None])[:, 0]
+    background = torch.randint(targets.num_classes, (n,), generator=generator, device=device)
+    return torch.where(torch.rand(n, generator=generator, device=device) < targets.epsilon, background, label)
+
+def drawn(probs, generator):
+    "A column of each row, by its probabilities."
+    if not probs.shape[0]: return torch.zeros(0, dtype=torch.long, device=probs.device)  # which multinomial refuses
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 # %% ../nbs/losses/targets.ipynb #abfe934e
 def check_targets(targets, num_rows, num_classes, like, name='targets', only_labels=False):

@@ -29,7 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..candidates import AllClasses, ClassCounts, DenseCandidates, Expectation, Parts, SparseCandidates, parts_of
+from ..candidates import (AllClasses, ClassCounts, DenseCandidates, Expectation, NoiseLabels, Parts,
+                                SparseCandidates, parts_of)
+from .expected_sums import expected_sums
 from .layout import LOW, centred, in_full, masked, own_score
 from .sums import class_sums, product_sums, sparse_sums
 from ..noise import noise_of
@@ -170,7 +172,7 @@ def sum_expectation(scores, candidates):
         rows = sum_classes(scores._replace(log_eta=None), AllClasses(own))
         return rows + (own_score(noise_probs.log().expand(rows.shape[0], -1), *own) if rows.shape[0] else 0.)
     if not exponents: return -own_score(centred(scores.values, scores.log_eta, scores.scale), *own)
-    log_eta = noise_probs[:1].log() if scores.log_eta is None else scores.log_eta
+    log_eta = noise_probs[:1].log() if scores.log_eta is None else noise_probs.log()
     uniform = scores.log_eta is None
     rows = class_sums(scores.values, own.ids, own.weights, share=own.share, probs=own.probs, log_eta=scores.log_eta,
                       offset=None if uniform else log_eta[None], exponents=exponents, scale=scores.scale)
@@ -234,6 +236,47 @@ def sum_linear_expectation(scores, candidates):
     logits = F.linear(scores.embeddings, scores.weight, scores.bias)/scores.temperature
     return sum_expectation(Logits(logits, 1., scores.log_eta), candidates)
 
+# %% ../../nbs/contrast/scores.ipynb #ae9b1a3e
+def sum_labels(scores, candidates):
+    "Noise labels by their counts; a row's own is left out."
+    own, labels, in_batch = candidates
+    counts = label_counts(labels, scores.values)
+    label = labels[:scores.values.shape[0]] if in_batch else None
+    label_offset = (counts[label] - 1).log() if in_batch else None
+    return expected_sums(scores.values, own.ids, own.weights, share=own.share, probs=own.probs,
+                         offset=counts.log()[None], label=label, label_offset=label_offset,
+                         log_eta=scores.log_eta, scale=scores.scale)
+
+def sum_linear_labels(scores, candidates):
+    "Noise labels and the classes of sparse targets, from embeddings: M + S products a row, whatever K."
+    own, labels, in_batch = candidates
+    spread = own.ids is None or own.share is not None
+    if spread or not scores.sparse_grad and labels.shape[0] + own.ids.shape[1] >= scores.weight.shape[0]:
+        logits = F.linear(scores.embeddings, scores.weight, scores.bias)/scores.temperature
+        return sum_labels(Logits(logits, 1., scores.log_eta), candidates)
+    noise, terms = label_scores(scores, labels), own_class_scores(scores, own.ids)
+    offset = noise.new_zeros(1, noise.shape[1] + terms.shape[1])  # each noise label once, the own classes not at all
+    offset[:, noise.shape[1]:] = LOW
+    ids = torch.arange(noise.shape[1], offset.shape[1], device=noise.device).expand(own.ids.shape)
+    own_label = torch.arange(noise.shape[0], device=noise.device) if in_batch else None
+    return expected_sums(torch.cat([noise, terms], 1), ids, own.weights, offset=offset, label=own_label,
+                         label_offset=noise.new_full((noise.shape[0],), LOW) if in_batch else None)
+
+def label_scores(scores, labels):
+    "Scores of every row for some labels `(N, M)`."
+    rows = F.embedding(labels, scores.weight, sparse=scores.sparse_grad)
+    return shifted(F.linear(scores.embeddings/scores.temperature, rows), scores, labels)
+
+def own_class_scores(scores, ids):
+    "Scores of each row for classes of its own `(N, S)`."
+    rows = F.embedding(ids, scores.weight, sparse=scores.sparse_grad)
+    return shifted((rows @ (scores.embeddings/scores.temperature)[:, :, None])[:, :, 0], scores, ids)
+
+def shifted(products, scores, ids):
+    "What bias and noise distribution add to the scores of some classes."
+    if scores.bias is not None: products = products + scores.bias[ids]/scores.temperature
+    return products if scores.log_eta is None else products - scores.log_eta[ids]
+
 # %% ../../nbs/contrast/scores.ipynb #dfafe6aa
 ROUTES = {
     (Logits, AllClasses): sum_classes,                  # O(NK): no candidates but the classes
@@ -241,9 +284,11 @@ ROUTES = {
     (Logits, Expectation): sum_expectation,             # O(NK): independent noise factorises
     (Logits, SparseCandidates): sum_sparse,             # O(NMS) gathers, or O(NK) exponentials for pairs
     (Logits, DenseCandidates): sum_dense,               # O(NMK), one matrix product
+    (Logits, NoiseLabels): sum_labels,                  # O(NK), however many noise labels
     (LinearScores, SparseCandidates): sum_linear,       # O(NMd), whatever K
     (LinearScores, DenseCandidates): sum_linear,        # O(MKd) to mix the embeddings
     (LinearScores, Expectation): sum_linear_expectation, # O(NKd): all classes are summed over
+    (LinearScores, NoiseLabels): sum_linear_labels,     # O(N(M+S)d), whatever K
 }
 
 # %% ../../nbs/contrast/scores.ipynb #fc811542
