@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/vision/index.ipynb #62fda7c9
+# %% ../../nbs/vision/index.ipynb #0acd2378
 __doc__ = """Data sets, batches, models and recipes for image classifiers.
 
     files    what lies below a folder or in a zip file, and how a file becomes a picture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['transforms', 'Mixing', 'Batches']
 
-# %% ../../nbs/vision/batches.ipynb #afd02432
+# %% ../../nbs/vision/batches.ipynb #65274ebd
 __doc__ = """Batches of images: augmented and mixed by timm, every random number a function of seed, epoch and image.
 
 `Batches` is a loader whose batch `b` of epoch `e` is the same whatever came before it; `transforms` makes the views,
@@ -124,7 +124,7 @@ class _Order(torch.utils.data.Sampler):
         for b in range(self.start, len(self)):
             yield self.epoch, b, order[b*self.batch_size:(b+1)*self.batch_size][self.rank::self.world].tolist()
 
-# %% ../../nbs/vision/batches.ipynb #7dc348ad
+# %% ../../nbs/vision/batches.ipynb #699d0fb1
 class _Fetch(Dataset):
     "Answers a request: `(images, targets, epoch, batch, unreadable files)`; None for images of which none can be read."
     def __init__(self, data, transform, train, seed, allowed):
@@ -176,16 +176,17 @@ class Batches:
                  seed:int=0, num_workers:int=0,
                  rank:int=0, world:int=1, # this rank reads rows rank, rank+world, ... of each batch
                  device='cpu',
-                 max_corrupt:float=.01): # share of unreadable images above which there is an error
+                 max_corrupt:float=.01, # share of unreadable images above which there is an error
+                 counted:tuple=None): # names of unreadable images so far and the number of all, shared by several parts
         _check_batch_size(batch_size, len(data), train, world)
         self.data, self.mean, self.std, self.mixing, self.seed = data, mean, std, mixing, seed
         self.rank, self.world, self.train, self.device = rank, world, train, device
-        self.max_corrupt, self.corrupt, self.eraser = max_corrupt, {}, None
+        self.max_corrupt, (self.corrupt, self.images), self.eraser = max_corrupt, counted or ({}, len(data)), None
         if erase:
             from timm.data.random_erasing import RandomErasing
             self.eraser = RandomErasing(erase, mode='pixel', device=device)
         self.order = _Order(len(data), batch_size, train, seed, rank, world)
-        fetch = _Fetch(data, transform, train, seed, max_corrupt*len(data))
+        fetch = _Fetch(data, transform, train, seed, max_corrupt*self.images)
         self.loader = DataLoader(fetch, batch_size=None, sampler=self.order, num_workers=num_workers,
                                  pin_memory=str(device) != 'cpu', generator=torch.Generator())
 
@@ -220,11 +221,11 @@ class Batches:
         for name in (n for n in unreadable if n not in self.corrupt):
             warnings.warn(f"cannot be read, {what}: {name}", stacklevel=2)
         self.corrupt.update(dict.fromkeys(unreadable))
-        if len(self.corrupt) > self.max_corrupt*len(self.data):
-            raise ValueError(f"{len(self.corrupt)} of {len(self.data)} images cannot be read, more than "
+        if len(self.corrupt) > self.max_corrupt*self.images:
+            raise ValueError(f"{len(self.corrupt)} of {self.images} images cannot be read, more than "
                              f"max_corrupt={self.max_corrupt:g}: {shortened(self.corrupt, 5)}")
 
-# %% ../../nbs/vision/batches.ipynb #4f33ba8a
+# %% ../../nbs/vision/batches.ipynb #f9f6be3d
 def _check_batch_size(batch_size, rows, train, world):
     if not batch_size > 0 or batch_size % world:
         raise ValueError(f"batch_size must be positive and a multiple of the {world} ranks, got {batch_size}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Files']
 
-# %% ../../nbs/vision/files.ipynb #f67dfa8e
+# %% ../../nbs/vision/files.ipynb #3b4dc674
 __doc__ = """What lies below a folder or in a zip file, and how a file becomes a picture.
 
 `scan` lists a place once and passes over what no person put there; `Files` opens pictures when they are asked for,
@@ -21,7 +21,7 @@ A file that is no picture raises `UnreadableImage`, which names it.
 (['grey.png'], 'RGB', (200, 200, 200))
 """
 
-# %% ../../nbs/vision/files.ipynb #869eccc5
+# %% ../../nbs/vision/files.ipynb #137d55e4
 import io, os, zipfile
 from collections import Counter
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# %% ../../nbs/vision/files.ipynb #b8755414
+# %% ../../nbs/vision/files.ipynb #c971f141
 ENDINGS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.gif', '.bmp', '.dib', '.webp', '.ppm', '.pgm', '.pbm', '.pnm',
            '.tif', '.tiff', '.tga', '.jp2', '.avif') # of files that Pillow opens
 _TRACES = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'Thumbs.db', 'desktop.ini')
@@ -56,7 +56,7 @@ def _members(path): # the same of a zip file; folders have entries of their own 
     filled = {n[:i+1] for n in names for i, c in enumerate(n[:-1]) if c == '/'}
     return names - filled
 
-# %% ../../nbs/vision/files.ipynb #296fd2cc
+# %% ../../nbs/vision/files.ipynb #9eae3435
 @dataclass
 class Contents:
     "What lies below a folder or in a zip file, by name, sorted."
@@ -89,7 +89,7 @@ def scan(root,        # a folder, or a zip file
     return Contents([n for n in files if is_image(n)], [n for n in files if not is_image(n)],
                     [n[:-1] for n in names if n.endswith('/')])
 
-# %% ../../nbs/vision/files.ipynb #689c2fc9
+# %% ../../nbs/vision/files.ipynb #b882cd4e
 def read_bytes(root,     # a folder, or a zip file
                name:str, # of a file below it
               )->bytes:
@@ -102,7 +102,7 @@ def _member(z, name): # archives made on Windows may have backslashes
     try: return z.read(name)
     except KeyError: return z.read(name.replace('/', '\\'))
 
-# %% ../../nbs/vision/files.ipynb #fb722190
+# %% ../../nbs/vision/files.ipynb #45a6458b
 def _grey_scale(x): # the value that is to become 255
     low, high = x.min(), x.max() # nan if any value is
     if not (low >= 0 and high < np.inf):
@@ -121,7 +121,7 @@ def to_rgb(image):
         image = Image.fromarray((x*(255/_grey_scale(x))).round().astype('uint8'))
     return image.convert('RGB')
 
-# %% ../../nbs/vision/files.ipynb #8beef2b7
+# %% ../../nbs/vision/files.ipynb #a98ff41d
 class UnreadableImage(OSError):
     "A file that is no picture: its name and why."
 
@@ -129,7 +129,7 @@ def _reason(error): # Pillow's own text names a buffer, which tells nobody anyth
     text = str(error)
     return type(error).__name__ + (f': {text}' if text and 'BytesIO' not in text else '')
 
-# %% ../../nbs/vision/files.ipynb #08eae7e2
+# %% ../../nbs/vision/files.ipynb #838dd805
 class Files:
     "Images in a folder or in a zip file, opened when asked for, upright and as RGB."
     def __init__(self,

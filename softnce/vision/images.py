@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET', 'digits', 'cifar100', 'folder', 'tiny_imagenet', 'soft_labels', 'load']
 
-# %% ../../nbs/vision/images.ipynb #ff64a984
+# %% ../../nbs/vision/images.ipynb #2aa0be83
 __doc__ = """Digits, CIFAR-100, Tiny ImageNet, ImageNet, folders and soft labels, each read into three parts.
 
 `load` is the one call: it gives `Splits`, with class names and the mean and deviation to normalise with. Whatever the
@@ -45,7 +45,7 @@ def digits(seed:int=0,      # of the split
     classes = [str(k) for k in range(10)]
     return Splits(first, middle, last, classes, (0.,), (1.,), 8, f'{test:.0%} of the images, drawn')
 
-# %% ../../nbs/vision/images.ipynb #f843a70b
+# %% ../../nbs/vision/images.ipynb #8149783c
 def _missing(about, where, found='', name='root'): # about: what it is, how large, where it comes from
     where, (what, size, source) = where and place(where).absolute(), about
     holds = f', which holds {found}' if found else ''
@@ -68,7 +68,7 @@ def _arrays(root, name): # a dict; its keys may be bytes, where another Python w
         raise ValueError(f"{root}: {name} of CIFAR-100 must hold a dict, got {type(raw).__name__}")
     return {k.decode() if isinstance(k, bytes) else k: v for k, v in raw.items()}
 
-# %% ../../nbs/vision/images.ipynb #d6b3f09d
+# %% ../../nbs/vision/images.ipynb #85ac55bb
 _CIFAR = 'CIFAR-100', '161 MB', 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz, or download=True'
 _CIFAR_FORM = dict(mean=(.5071, .4865, .4409), std=(.2673, .2564, .2762), size=32) # of the training images
 
@@ -115,10 +115,10 @@ def cifar100(root, valid:float=.1, seed:int=0, download:bool=False)->Splits:
     return Splits(*drawn_parts(train, valid, seed), test, classes, **_CIFAR_FORM, note='the official test part',
                   source=str(where))
 
-# %% ../../nbs/vision/images.ipynb #df5406f8
+# %% ../../nbs/vision/images.ipynb #39a885b3
 IMAGENET = dict(mean=(.485, .456, .406), std=(.229, .224, .225)) # of its training images; for other photographs, too
 
-# %% ../../nbs/vision/images.ipynb #26c39829
+# %% ../../nbs/vision/images.ipynb #a05a94a1
 _ABOUT = ('.txt', '.csv', '.tsv', '.json', '.xml', '.yaml', '.yml', '.md', '.html', '.mat', '.log') # images, not images
 
 def _unread(contents, folders): # in words: folders of classes without images, and files there that nobody reads
@@ -145,7 +145,7 @@ def _parts_in_files(root, found): # an `ImageSet` for each part that has a name;
         return ImageSet(Files(root, [found.names[i] for i in rows]), torch.tensor([found.targets[i] for i in rows]))
     return {part: images(rows) for part, rows in at.items()}
 
-# %% ../../nbs/vision/images.ipynb #dad8c43d
+# %% ../../nbs/vision/images.ipynb #70f7e300
 _NOTES = dict(test='its test folder', valid='its validation folder')
 _FOLDER = 'a folder of images', 'any size', 'one folder a class'
 
@@ -197,7 +197,7 @@ def _two_columns(lines): # the first two of those with tabs
 
 def _tiny_listed(root, contents): return _two_columns(_lines(root, contents, 'val_annotations.txt'))
 
-# %% ../../nbs/vision/images.ipynb #875acd74
+# %% ../../nbs/vision/images.ipynb #f7e6db23
 def tiny_imagenet(root, valid:float=.1, seed:int=0, download:bool=False)->Splits:
     """Tiny ImageNet from its zip file or folder, as delivered or with the validation images in folders. The official
     validation part is reported, for the test part has no labels. ValueError if classes or that part are missing."""
@@ -212,7 +212,7 @@ def tiny_imagenet(root, valid:float=.1, seed:int=0, download:bool=False)->Splits
                          f"these differ: {shortened(differ, 5)}")
     return replace(s, classes=[words.get(w, w) for w in s.classes])
 
-# %% ../../nbs/vision/images.ipynb #fe2faf45
+# %% ../../nbs/vision/images.ipynb #191b47ba
 _IMAGENET_1K = ('ImageNet-1k', '145 GB',
                 'train/ and val/ with one folder a class, from https://image-net.org after registration')
 
@@ -245,7 +245,7 @@ def soft_labels(root,   # a folder, or a zip file, of images
     return say_left_out(Splits(*parts, found.classes, **IMAGENET, note=note, source=str(labels),
                                left_out=found.left_out))
 
-# %% ../../nbs/vision/images.ipynb #40aff9da
+# %% ../../nbs/vision/images.ipynb #a9b0d007
 _OWN = dict(root=('the data of soft_labels', 'any size', 'a folder or zip file of images'),
             labels=('the label file', 'any size', 'a table or npy file'))
 

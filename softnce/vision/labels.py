@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/vision/labels.ipynb #bad7a31d
+# %% ../../nbs/vision/labels.ipynb #666bdf55
 __doc__ = """The class and the part of an image, from the names of its folders or from a table.
 
 Both readers give a `Labelled`, and both refuse what they would have to guess: the message says what was found and
@@ -20,7 +20,7 @@ what is expected, for a table with file, row and column.
 [[0.75, 0.25], [0.0, 1.0]]
 """
 
-# %% ../../nbs/vision/labels.ipynb #1191ef65
+# %% ../../nbs/vision/labels.ipynb #4b6b8ee5
 import csv, io, re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from operator import itemgetter
 import numpy as np
 from .files import ENDINGS, place, shortened
 
-# %% ../../nbs/vision/labels.ipynb #761d28c7
+# %% ../../nbs/vision/labels.ipynb #fdd23c82
 @dataclass
 class Labelled:
     "Images with their classes and, where these are named, their parts."
@@ -39,7 +39,7 @@ class Labelled:
     left_out:list = field(default_factory=list) # what was found and is not used, in words
     folders:set = field(default_factory=set) # of the classes
 
-# %% ../../nbs/vision/labels.ipynb #404349b5
+# %% ../../nbs/vision/labels.ipynb #d5e11035
 _PARTS = {w: part for part, words in dict(train='train training trn', test='test testing tst',
           valid='val valid validation validate dev eval evaluation').items() for w in words.split()}
 _FILLERS = {'set', 'split', 'part', 'subset', 'folder', 'data', 'dataset', 'image', 'images', 'img', 'imgs', 'pictures',
@@ -58,7 +58,7 @@ def _parts_of(folders): # of folders side by side, words that all share set asid
     named = {f: part_of(' '.join(w for w in _words(f) if w not in shared)) for f in folders}
     return {f: part for f, part in named.items() if part}
 
-# %% ../../nbs/vision/labels.ipynb #ea3f05b1
+# %% ../../nbs/vision/labels.ipynb #a8079d1e
 _EXPECTED = ("expected one folder a class, as in cat/1.jpg, either right there or below train/, val/ and test/; "
              "or a table of labels (dataset soft_labels)")
 
@@ -94,7 +94,7 @@ def _below_own_name(groups, part): # train/train/cat and train/images/cat are tr
         groups = _below(groups)
     return groups
 
-# %% ../../nbs/vision/labels.ipynb #a04d7194
+# %% ../../nbs/vision/labels.ipynb #148840a8
 def _by_part(groups, where): # part -> groups below its folder, None where there are no parts; what is outside, in words
     tops, deep = _tops(groups), _tops(groups, 2)
     parts = _parts_of(tops)
@@ -127,7 +127,7 @@ def _classes_above(groups): # cat/train/1.jpg: parts below each class; None wher
     for steps, images in groups: out[second[steps[1]]].append(([steps[0], *steps[2:]], images))
     return out
 
-# %% ../../nbs/vision/labels.ipynb #c9b58a4b
+# %% ../../nbs/vision/labels.ipynb #42004c76
 def _with_classes(groups, listed): # (name, class, folder of the class) of each image, and the names of those without
     out = []
     for steps, images in groups:
@@ -163,7 +163,7 @@ def read_folders(names:list,         # of images, with `/`
     return Labelled(list(names), [ids[c] for c in of], classes, list(named) if parts else None, left_out,
                     set(folders) - {None})
 
-# %% ../../nbs/vision/labels.ipynb #b97e3602
+# %% ../../nbs/vision/labels.ipynb #8c5db65e
 _ROLES = dict(split=('split',), annotator=('annotator', 'annotator_id', 'worker_id', 'rater', 'rater_id'))
 _MEANT = ("expected columns separated by commas, semicolons or tabs: a header, file names in the first, then one of "
           "numbers for each class, or one of class names")
@@ -206,7 +206,7 @@ def _columns(path, header): # role -> number of its column; and the numbers of t
     if not values: raise ValueError(f"{path}, row 1: no column of classes; {_MEANT}")
     return {role: found[0] for role, found in roles.items() if found}, values
 
-# %% ../../nbs/vision/labels.ipynb #91111b6c
+# %% ../../nbs/vision/labels.ipynb #28c6bb76
 def _number(cell, decimal, where): # not negative
     try: value = float(cell.removesuffix('%').replace(decimal, '.'))
     except ValueError: value = np.nan
@@ -232,7 +232,7 @@ def to_probabilities(values:list,       # `(N, K)` probabilities or counts, not 
     raise ValueError(f"{where}: labels must be counts, or probabilities that sum to 1: row {rows[i]} sums to "
                      f"{sums[i]:.4g}; {int(wrong.sum())} such rows{hint if any(near) else ''}")
 
-# %% ../../nbs/vision/labels.ipynb #e6544aab
+# %% ../../nbs/vision/labels.ipynb #83383638
 def _ends(name): # a/b/c: a/b/c, b/c, c
     steps = name.split('/')
     return ['/'.join(steps[i:]) for i in range(len(steps))]
@@ -259,7 +259,7 @@ def _found(said, images): # the images that names mean, None where no image or s
         rules += [stems.get(n) for n in said],
     return next((found for found in rules if all(found)), exact)
 
-# %% ../../nbs/vision/labels.ipynb #f9eb1415
+# %% ../../nbs/vision/labels.ipynb #bfdec2bf
 def _values(path, header, columns, rows, decimal, rescale): # probabilities `(N, K)` or class ids, and class names
     if len(columns) > 1:
         named, classes = [f'{line} ({r[0]})' for line, r in rows], [header[i] for i in columns]
@@ -297,7 +297,7 @@ def _one_row_each(path, names, rows, annotator): # image -> its rows, more than 
             raise ValueError(f"{path}, row {rows[again][0]}: annotator {rows[again][1][annotator]!r} has {name} twice")
     return out
 
-# %% ../../nbs/vision/labels.ipynb #e01ae672
+# %% ../../nbs/vision/labels.ipynb #be013ec0
 def read_table(path,         # of a CSV file; separated by semicolons or tabs as well
                images:list,  # names of the images below `root`
                root='the folder', # for messages

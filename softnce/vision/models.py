@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_head', 'SmallCNN', 'make_model', 'load_weights']
 
-# %% ../../nbs/vision/models.ipynb #ce8056a1
+# %% ../../nbs/vision/models.ipynb #0627a308
 __doc__ = """Image classifiers: a body of timm's, or a small convolutional network, with the paper's head on top.
 
 The head is `l = W3 gelu(W2 gelu(W1 h + b1) + b2) + b3` (section 4.1 of the paper). Every model ends in `(N, K)` logits.
@@ -72,7 +72,7 @@ def _block(channels_in, channels_out, stride=1): # batch normalisation has the b
     conv = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
     return conv, nn.BatchNorm2d(channels_out), nn.ReLU()
 
-# %% ../../nbs/vision/models.ipynb #9797c39d
+# %% ../../nbs/vision/models.ipynb #d3d0a2ee
 _ALIASES = dict(vit_b16='vit_base_patch16_224.mae', vit_tiny='vit_tiny_patch16_224', resnet18_64='resnet18')
 
 def _alias_options(name, size, pretrained): # what our names ask for beside timm's
@@ -101,7 +101,7 @@ def _timm_model(full, size, **options): # `size` reaches the models that are mad
             if 'drop_path_rate' in str(e): raise ValueError(f"drop_path must be 0 for {full}, which has none") from None
             if 'img_size' not in str(e): raise
 
-# %% ../../nbs/vision/models.ipynb #10f478b3
+# %% ../../nbs/vision/models.ipynb #651a08f8
 def _classifiers(model): # names of the layers that end in logits
     names = model.pretrained_cfg.get('classifier') if hasattr(model, 'pretrained_cfg') else 'head'
     return (names,) if isinstance(names, str) else tuple(names or ())
@@ -137,7 +137,7 @@ def _try(model, heads, name, shape, num_classes, logits_bn): # ValueError unless
     if logits_bn and any(s != (2, num_classes) for s in used.values()): # of every patch: that would be another game
         raise ValueError(f"logits_bn must be False for {name}, whose head sees more than one vector an image")
 
-# %% ../../nbs/vision/models.ipynb #0d8f030e
+# %% ../../nbs/vision/models.ipynb #a8f62bad
 _UNPUBLISHED = "pretrained must be False or a checkpoint's file for {}, which has no published weights"
 
 def _body(name, size, channels, num_classes, drop_path, pretrained): # timm's model, its classifier still its own
@@ -162,7 +162,7 @@ def _small_cnn(num_classes, channels, width, hidden, logits_bn, drop_path, pretr
     if pretrained: model.loaded = load_weights(model, pretrained)
     return model
 
-# %% ../../nbs/vision/models.ipynb #44d35ac6
+# %% ../../nbs/vision/models.ipynb #d624b342
 def make_model(name:str,             # 'small_cnn', 'resnet18_64', 'vit_tiny', 'vit_b16', or any name of timm's
                num_classes:int,      # K
                size:int=224,         # pixels a side
@@ -184,7 +184,7 @@ def make_model(name:str,             # 'small_cnn', 'resnet18_64', 'vit_tiny', '
     _try(model, heads, name, (2, channels, size, size), num_classes, logits_bn)
     return model
 
-# %% ../../nbs/vision/models.ipynb #117abeab
+# %% ../../nbs/vision/models.ipynb #fcec3b86
 @dataclass
 class LoadedWeights:
     "What a checkpoint gave a model: names of parameters and buffers, in the words of the model."
@@ -222,7 +222,7 @@ def _open_checkpoint(path): # whatever torch or safetensors saved; no code is ru
         raise ValueError(f"pretrained: {path} cannot be read as a checkpoint ({type(e).__name__}: {why}); expected a "
                          "state dict, saved by torch.save(model.state_dict(), ...) or as safetensors") from None
 
-# %% ../../nbs/vision/models.ipynb #e0600d98
+# %% ../../nbs/vision/models.ipynb #749d7161
 _AVERAGED = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'teacher') # keys that go first among equals
 
 def _state_dicts(saved, key='', depth=3): # (key, dict of tensors) at every level
@@ -249,7 +249,7 @@ def _best_fit(saved, names): # key, prefix and state of what fits most of the mo
     *_, key, prefix, state = min(fits)
     return key, prefix, state
 
-# %% ../../nbs/vision/models.ipynb #9761bc08
+# %% ../../nbs/vision/models.ipynb #ec081869
 def _resized(model, state): # timm's own conversion: position embeddings of another image size, names of other trainers
     convert = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
     if convert is None: return state

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HARD', 'NAMES', 'COLORS', 'make_loss', 'settings', 'loaders', 'train_images', 'log_epoch']
 
-# %% ../../nbs/vision/recipes.ipynb #96c2cc24
+# %% ../../nbs/vision/recipes.ipynb #d9710556
 __doc__ = """The paper's Table 3 as settings by name, small ones beside them, and one training from data to logits.
 
 `settings` gives a dict: those of a recipe, with the explicit ones in their place. `make_loss` makes a loss by name with
@@ -32,14 +32,14 @@ from .models import make_model
 LOSSES = dict(nll=NLL, soft_target_cross_entropy=SoftTargetCrossEntropy, info_nce=InfoNCE,
               soft_distribution_info_nce=SoftDistributionInfoNCE, soft_target_info_nce=SoftTargetInfoNCE)
 
-# %% ../../nbs/vision/recipes.ipynb #7c424cf0
+# %% ../../nbs/vision/recipes.ipynb #ef404561
 HARD = ('nll', 'info_nce') # losses that need one class id a row
 NAMES = dict(nll='NLL', soft_target_cross_entropy='soft target cross-entropy', info_nce='InfoNCE',
              soft_distribution_info_nce='soft distribution InfoNCE', soft_target_info_nce='soft target InfoNCE')
 COLORS = dict(nll='#0072B2', soft_target_cross_entropy='#56B4E9', info_nce='#D55E00', # safe for the colour-blind
               soft_distribution_info_nce='#E69F00', soft_target_info_nce='#009E73')
 
-# %% ../../nbs/vision/recipes.ipynb #4f8dadbc
+# %% ../../nbs/vision/recipes.ipynb #978fe17d
 def _noise_source(noise, size, lam, epsilon):
     if noise == 'in_batch': return None # the batch's own targets, the paper's choice
     if noise == 'queue': return Queue(size) # targets of earlier batches
@@ -89,7 +89,7 @@ def _paper_rate(dataset, loss): # base learning rates of the appendix, A.4.1
                 cifar100=.00055 if soft_target else .0003)[dataset]
 _PAPERS = ('imagenet', 'tiny_imagenet', 'cifar100') # data sets of Table 3
 
-# %% ../../nbs/vision/recipes.ipynb #d0fb16f6
+# %% ../../nbs/vision/recipes.ipynb #19c5cbc0
 def recipe(name:str,  # 'imagenet', 'tiny_imagenet', 'cifar100' (Table 3), 'small' or 'digits'
            loss:str,  # a key of `NAMES`
           )->dict:    # settings of one training
@@ -116,7 +116,7 @@ def settings(name:str,      # recipe; None: the data set's, 'small' for one with
         out[k] = _typed(k, v, out[k])
     return out
 
-# %% ../../nbs/vision/recipes.ipynb #d207d0cf
+# %% ../../nbs/vision/recipes.ipynb #796647ac
 # settings whose type the recipe's value does not show: it is None there, or may be more than one
 _TYPES = dict(layer_decay=float, clip_norm=float, ema=float, auto_augment=str, pretrained=(bool, str))
 _MAY_BE_NONE = ('layer_decay', 'clip_norm', 'ema', 'auto_augment', 'hidden')
@@ -139,7 +139,9 @@ def loaders(data,    # `Splits`
     in_files = not isinstance(data.train.images, torch.Tensor) # tensors are neither cropped nor erased
     def view(train):
         return transforms(s['image_size'], train, s['auto_augment'], (s['crop_scale'], 1.)) if in_files else None
-    common = dict(mean=data.mean, std=data.std, num_workers=num_workers, device=device, rank=rank, world=world)
+    counted = {}, sum(map(len, data.parts.values())) # unreadable images of all parts together
+    common = dict(mean=data.mean, std=data.std, num_workers=num_workers, device=device, rank=rank, world=world,
+                  counted=counted)
     mixing = Mixing(data.num_classes, s['mixup'], s['cutmix'], s['smoothing'], draw=loss in HARD)
     train = Batches(data.train, s['batch_size'], True, view(True), erase=s['erase']*in_files, mixing=mixing, seed=seed,
                     **common)
@@ -157,7 +159,7 @@ def _network(data, s): # with new weights
 _OF_CONFIG = ('epochs', 'lr', 'weight_decay', 'warmup_epochs', 'min_lr', 'layer_decay', 'clip_norm', 'ema',
               'accumulate', 'precision', 'compile', 'channels_last') # settings that are fields of `TrainConfig`
 
-# %% ../../nbs/vision/recipes.ipynb #48d19747
+# %% ../../nbs/vision/recipes.ipynb #ecfc9823
 def train_images(dataset:dict, # arguments of `load`
                  s:dict,       # `settings`, with `lr`
                  loss:dict,    # arguments of `make_loss` but for the labels
@@ -179,8 +181,7 @@ def train_images(dataset:dict, # arguments of `load`
                          device=device, **config)
     last = fit(net, module, parts['train'], parts['valid'], config, on_epoch=on_epoch)
     done = {n: list(predict(net, parts[n])) for n in ('valid', 'test')}
-    corrupt = [name for part in parts.values() for name in part.corrupt]
-    done |= dict(last=last, corrupt=corrupt, weights=sum(p.numel() for p in net.parameters()))
+    done |= dict(last=last, corrupt=list(parts['train'].corrupt), weights=sum(p.numel() for p in net.parameters()))
     if rank == 0: save_checkpoint(done, Path(folder)/'result.pt')
     return done
 

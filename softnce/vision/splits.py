@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageSet', 'Splits']
 
-# %% ../../nbs/vision/splits.ipynb #0fc16ed4
+# %% ../../nbs/vision/splits.ipynb #83ddbfec
 __doc__ = """Images with their targets, in three disjoint parts: what chooses a model never sees what is reported.
 
 An `ImageSet` is some rows of a store of images; `Splits` are three of them, with class names and what to normalise
@@ -19,7 +19,7 @@ with, checked when they are made, whatever read them. `stratified` draws a share
 tensor([1, 2])
 """
 
-# %% ../../nbs/vision/splits.ipynb #71af14c0
+# %% ../../nbs/vision/splits.ipynb #5357716f
 from dataclasses import dataclass, replace
 import warnings
 import numpy as np
@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from .files import Files, shortened
 
-# %% ../../nbs/vision/splits.ipynb #1a478f4c
+# %% ../../nbs/vision/splits.ipynb #34c6f555
 @dataclass
 class ImageSet:
     "A torch data set of images and their targets; ValueError unless there is one target for each image."
@@ -67,7 +67,7 @@ class ImageSet:
     def take(self, rows)->'ImageSet': # the rows of this part with these numbers
         return replace(self, rows=self.rows[torch.as_tensor(rows, dtype=torch.long)])
 
-# %% ../../nbs/vision/splits.ipynb #a98963dd
+# %% ../../nbs/vision/splits.ipynb #0e119f17
 @dataclass
 class Splits:
     """Three disjoint parts of a data set. ValueError unless there are two classes or more, each to train on, targets of
@@ -102,7 +102,7 @@ class Splits:
     @property
     def parts(self)->dict: return dict(train=self.train, valid=self.valid, test=self.test)
 
-# %% ../../nbs/vision/splits.ipynb #ba9ac2c8
+# %% ../../nbs/vision/splits.ipynb #a7e00431
 def _check_targets(part, num_classes, where):
     t = part.part_targets
     if t.ndim == 2 and t.shape[1] != num_classes:
@@ -122,7 +122,7 @@ def _check_disjoint(parts, where):
         if store == other and (both := sorted(images & more)):
             raise ValueError(f"{where}: {len(both)} images are in {a} and in {b}: {shortened(both)}")
 
-# %% ../../nbs/vision/splits.ipynb #e0857f23
+# %% ../../nbs/vision/splits.ipynb #9f62ea3b
 def stratified(labels:Tensor, # `(N,)` class ids
                share:float,   # of each class, in (0, 1)
                seed:int=0,

@@ -94,26 +94,25 @@ def test_a_small_training_from_files(kind, tmp_path):
 @pytest.mark.filterwarnings('ignore')
 def test_a_training_from_votes_with_bad_files(tmp_path, capsys):
     "One class is never the largest; bad files in training and evaluation are named; weights come from a file."
-    root = tree(tmp_path/'images', ['.'], each=70)
+    root = tree(tmp_path/'images', ['.'], each=110)
     files = sorted(str(p.relative_to(root)) for p in root.rglob('*.png'))
-    part = ['train']*100 + ['val']*50 + ['test']*60
+    part = ['train']*220 + ['val']*50 + ['test']*60
     rows = [f'{n};{3 if i % 2 else 2};{2 if i % 2 else 3};1;{s}' for i, (n, s) in enumerate(zip(files, part))]
     put(tmp_path/'votes.csv', 'file;x;y;z;split\n'+'\n'.join(rows))
-    for i in (20, 120, 200): put(root/files[i], b'half')
+    bad = [files[i] for i in (20, 220, 300)] # 3 of 330, but 1 of 50 in the validation part
+    for name in bad: put(root/name, b'half')
     torch.save(SmallCNN(5, 3, 4, 8).state_dict(), tmp_path/'w.pth')
     asked = dict(model='small_cnn', image_size=32, width=4, hidden=8, batch_size=10, epochs=1, warmup_epochs=0,
                  precision='fp32', auto_augment='none', pretrained=str(tmp_path/'w.pth'))
     s = settings(None, 'soft_labels', 'soft_target_info_nce', asked) | dict(lr=1e-3)
-    import softnce.vision.recipes as module
-    class Patient(module.Batches): # of parts of a hundred images one bad file is 1 %, of smaller ones more
-        def __init__(self, *a, **kw): super().__init__(*a, **kw, max_corrupt=.02)
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(module, 'Batches', Patient)
-        data = dict(name='soft_labels', root=root, labels=tmp_path/'votes.csv')
-        out = train_images(data, s, dict(name='soft_target_info_nce'), tmp_path/'run', device='cpu')
-    assert sorted(c.split(' ')[0] for c in out['corrupt']) == [files[i] for i in (20, 120, 200)]
+    data, loss = dict(name='soft_labels', root=root, labels=tmp_path/'votes.csv'), dict(name='soft_target_info_nce')
+    out = train_images(data, s, loss, tmp_path/'run', device='cpu')
+    assert sorted(c.split(' ')[0] for c in out['corrupt']) == bad
     assert len(out['valid'][0]) == 49 and len(out['test'][0]) == 59 and out['test'][0].isfinite().all()
     assert f'{tmp_path}/w.pth: ' in capsys.readouterr().out
+    put(root/files[221], b'half') # the parts count together: 4 of 330
+    with pytest.raises(ValueError, match='4 of 330 images cannot be read, more than max_corrupt=0.01'):
+        train_images(data, s, loss, tmp_path/'again', device='cpu')
 
 
 @pytest.mark.parametrize('call,message', [
