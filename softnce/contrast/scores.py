@@ -167,8 +167,8 @@ def written_probs(own, like):
 
 def sum_expectation(scores, candidates):
     "Closed-form noise: with t s + log eta in each sum; uniform noise is a constant."
-    own, exponents, noise_probs = candidates
-    if exponents == [1.]: # one hard noise label: cross-entropy, less the own score of -log eta
+    own, exponents, noise_probs, as_scored = candidates
+    if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
         rows = sum_classes(scores._replace(log_eta=None), AllClasses(own))
         return rows + (own_score(noise_probs.log().expand(rows.shape[0], -1), *own) if rows.shape[0] else 0.)
     if not exponents: return -own_score(centred(scores.values, scores.log_eta, scores.scale), *own)
