@@ -9,6 +9,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 # where there is no card, Triton's kernels run in its interpreter
 export TRITON_INTERPRET ?= $(if $(wildcard /dev/nvidiactl),0,1)
+# one step of a target: its header, its commands, their seconds
+step = @echo "== $(1)"; SECONDS=0; { $(2); } && echo "== $(firstword $(1)) took $$SECONDS s"
+# the pages of the experiments are run by `softnce run`; the code of the experiments is a folder in theirs
+notebooks = nbdev_test --n_workers 2 $(1) --skip_folder_re '^([_.]|experiments)' \
+	&& nbdev_test --n_workers 2 $(1) --path nbs/experiments/code
+# a file of tests stays in one process, with the processes and data that its tests share
+PYTEST := pytest -q -n 2 --dist loadfile
+CLUSTER := pytest -q -x -p no:cacheprovider tests/cluster/sweeps_on_slurm.py
 .DEFAULT_GOAL := help
 # the rates that results/digits.csv chose
 CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
@@ -34,25 +42,18 @@ run: $(VENV)/.ready    ## the paper's first result, an image training, and the f
 	@echo "== every figure above is drawn from its run's metrics; finished runs are skipped next time"
 
 test: $(VENV)/.ready    ## everything CI checks: notebooks, package, site, tests, wheel
-	@echo "== 1/5 notebooks are clean, exported, tagged, and the README is current"
-	@python tools/check.py
-	@echo "== 2/5 every notebook that exports or explains runs"
-	nbdev_test --n_workers 2 --skip_folder_re '^([_.]|experiments)'
-	nbdev_test --n_workers 2 --path nbs/experiments/code
-	@echo "== 3/5 the site builds"
-	@$(MAKE) --no-print-directory docs
-	@echo "== 4/5 pytest"
-	pytest -q
-	@echo "== 5/5 the wheel imports with torch and numpy alone"
-	@python tools/check_wheel.py
+	$(call step,1/5 package and README are what the notebooks give; the house rules hold,python tools/check.py)
+	$(call step,2/5 every notebook that exports or explains runs,$(call notebooks,))
+	$(call step,3/5 the site builds,$(MAKE) --no-print-directory docs)
+	$(call step,4/5 pytest,$(PYTEST))
+	$(call step,5/5 the wheel imports with torch and numpy alone,python tools/check_wheel.py)
 
 test-all: test    ## test, and the slow cells and tests too
-	nbdev_test --n_workers 2 --flags slow --skip_folder_re '^([_.]|experiments)'
-	nbdev_test --n_workers 2 --flags slow --path nbs/experiments/code
-	pytest -q -m slow
+	$(call step,1/2 the slow cells,$(call notebooks,--flags slow))
+	$(call step,2/2 the slow tests,pytest -q -m slow)
 
 test-cluster: $(VENV)/.ready    ## sweeps on a real Slurm that is started for it (Debian, root; a few minutes)
-	pytest -q -x -p no:cacheprovider tests/cluster/sweeps_on_slurm.py
+	$(call step,1/1 sweeps on a real Slurm that loses jobs and nodes,$(CLUSTER))
 
 ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about an hour)
 	softnce run gmm -p full=true -p ledger=true

@@ -1,10 +1,11 @@
-"""The paper as one graph: trainings -> figures and tables. `snakemake -n` lists it all; config/*.yaml says what, and how large.
+"""The paper as one graph: trainings -> figures and tables.
 
-A run is `softnce run` on a notebook (see nbs/guides/clusters.ipynb). Its metrics.json appears last, so that it means done. The
-executed notebook, its log and its checkpoints are neither outputs nor logs here: Snakemake deletes the ones and empties the
-others. A run is made again when the code of its notebook changes, and only then.
+`snakemake -n` lists it all; config/*.yaml says what, and how large. A run is `softnce run` on a notebook (see
+nbs/guides/clusters.ipynb). Its metrics.json appears last, so that it means done. The executed notebook, its log and its
+checkpoints are neither outputs nor logs here: Snakemake deletes the ones and empties the others. A run is made again
+when the code of its notebook changes, and only then.
 """
-from softnce.runs.sweeps import Plan, check_partition, wait_for_queue
+from softnce.runs import Plan, check_partition, wait_for_queue
 
 if "targets" not in config:
     configfile: "config/paper.yaml"
@@ -30,7 +31,7 @@ rule run:  # one training, or a notebook that does its own
     wildcard_constraints: experiment=plan.names(figures=False)
     output: update(f"{RUN}/metrics.json")  # never deleted by Snakemake: the runner knows what is finished
     log: f"{RUN}/job.txt"
-    params: command=lambda w: plan.command(w.experiment, w.id), code=lambda w: plan.code(w.experiment, w.id)
+    params: command=lambda w: plan.command(w.experiment, w.id), code=lambda w: plan.code_hash(w.experiment, w.id)
     resources:
         gpu=plan.resource("gpu", 0), nodes=1, runtime=plan.resource("runtime", 60), mem_mb=plan.resource("mem_mb", 4000)
     threads: plan.resource("threads", 1)
@@ -44,7 +45,7 @@ rule figure:  # a notebook that draws from runs
     input: lambda w: plan.inputs(w.experiment, w.id)
     output: f"{RUN}/metrics.json"  # deleted and drawn again when a run behind it is newer
     log: f"{RUN}/job.txt"
-    params: command=lambda w: plan.command(w.experiment, w.id), code=lambda w: plan.code(w.experiment, w.id)
+    params: command=lambda w: plan.command(w.experiment, w.id), code=lambda w: plan.code_hash(w.experiment, w.id)
     message: "{params.command}"
     shell: "{params.command} 2>&1 | tee -i {log}"
 

@@ -8,24 +8,49 @@ __all__ = ['continuous_categorical_nll', 'ContinuousCategoricalNLL', 'binary_cro
            'SoftInfoNCE', 'generalized_supervised_contrastive', 'GeneralizedSupervisedContrastive', 'distillation',
            'Distillation']
 
+# %% ../nbs/losses/peers.ipynb #f28154b1
+__doc__ = """Losses of other papers behind the call of this package's own, to compare with: `loss(logits, targets)`.
+
+Targets are `(N, K)` probabilities, `(N,)` class ids or SparseTargets. Each loss is a function and a module:
+
+    ContinuousCategoricalNLL          maximum likelihood of Eq. (4); read out by the mean of the law
+    BinaryCrossEntropy                one logistic regression per class, summed
+    LogitAdjustedCrossEntropy         cross-entropy of logits + strength log pi, for unbalanced classes
+    SoftInfoNCE                       soft target InfoNCE with weighted negatives
+    GeneralizedSupervisedContrastive  on embeddings in place of logits: SupCon, GenSCL, X-CLR
+    Distillation                      called with a teacher's logits as third argument
+
+`.probs(logits)` is what trained logits say about p(k|x); the loss on embeddings has none.
+
+>>> import torch
+>>> from softnce.peers import LogitAdjustedCrossEntropy
+>>> loss = LogitAdjustedCrossEntropy(class_probs=torch.tensor([.8, .2]))
+>>> logits = torch.zeros(1, 2)  # as likely as each other, if both classes were as frequent
+>>> loss.probs(logits), loss.probs(logits, prior=loss.class_probs)
+(tensor([[0.5000, 0.5000]]), tensor([[0.8000, 0.2000]]))
+"""
+
 # %% ../nbs/losses/peers.ipynb #e2a6c322
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .losses import NLL, SoftTargetInfoNCE, reduce, soft_target_cross_entropy
+from .candidates import parts_of
+from .contrast.layout import own_score
+from .contrast.scores import candidate_scores, check_logits, check_temperature, full_precision, noise_scores
+from .losses import (NLL, SoftTargetInfoNCE, check_epsilon, check_kind, reduce, soft_target_cross_entropy,
+                            unsmooth)
 from .noise import ContinuousCategorical
-from softnce.contrast.scores import (candidate_scores, check_any_targets, check_epsilon, check_logits, check_temperature, full_precision, noise_scores,
-    own_scores, unsmooth)
-from .targets import SparseTargets, check_fraction, check_simplex, value_checks
+from .targets import SparseTargets, check_fraction, check_simplex, check_targets, checks_values, per_row_epsilon
 
 # %% ../nbs/losses/peers.ipynb #2a072030
-def cc_law(logits, temperature):
+def continuous_categorical_law(logits, temperature):
     "The continuous categorical with parameters softmax(l/tau), in float64."
     check_logits(logits); check_temperature(temperature)
     l = full_precision(logits).double()/temperature
-    if value_checks() and l.numel():
+    if checks_values(l):
         span = (l.amax(1) - l.amin(1)).max()
+        # exp(709) is the largest of float64: beyond, the smallest parameter, or the normaliser, has no number
         if not span < 700: raise ValueError(f"logits/temperature must span less than 700 in each row, got {span:.4g}")
     return ContinuousCategorical(l.softmax(1), validate_args=False)
 
@@ -35,19 +60,23 @@ def continuous_categorical_nll(logits:Tensor,     # `(N, K)`, spanning less than
                                *, temperature=1., # tau > 0
                                reduction='mean',  # 'none' | 'mean' | 'sum'
                               )->Tensor:          # a scalar, or `(N,)` for 'none'
-    "Negative log-likelihood of targets under the continuous categorical of Eq. (4). Raises ValueError naming the argument."
-    law = cc_law(logits, temperature)
-    targets = check_any_targets(targets, *logits.shape, like=torch.float64)
-    return reduce(law.log_normalizer - own_scores(law.probs.log(), targets), reduction).to(full_precision(logits).dtype)
+    """Negative log-likelihood of targets under the continuous categorical of Eq. (4).
+
+    Raises ValueError naming the argument."""
+    law = continuous_categorical_law(logits, temperature)
+    targets = check_targets(targets, *logits.shape, logits.double())
+    rows = law.log_normalizer - own_score(law.probs.log(), *parts_of(targets))
+    return reduce(rows, reduction).to(full_precision(logits).dtype)
 
 # %% ../nbs/losses/peers.ipynb #babd426b
 class ContinuousCategoricalNLL(NLL):
     "Module of `continuous_categorical_nll`."
     loss = staticmethod(continuous_categorical_nll)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: the mean of the law, with the targets' smoothing by epsilon undone."
-        check_epsilon(epsilon)
-        return unsmooth(cc_law(logits, self.temperature).mean, epsilon).to(full_precision(logits).dtype)
+        check_epsilon(epsilon); check_kind(targets)
+        mean = continuous_categorical_law(logits, self.temperature).mean
+        return unsmooth(mean, epsilon).to(full_precision(logits).dtype)
 
 # %% ../nbs/losses/peers.ipynb #bd8b22b8
 def binary_cross_entropy(logits:Tensor,     # `(N, K)`
@@ -58,19 +87,19 @@ def binary_cross_entropy(logits:Tensor,     # `(N, K)`
     "One-vs-all cross-entropy with soft targets, summed over the classes. Raises ValueError naming the argument."
     check_logits(logits); check_temperature(temperature)
     l = full_precision(logits)/temperature
-    targets = check_any_targets(targets, *logits.shape, like=l.dtype)
-    return reduce(-F.logsigmoid(-l).sum(1) - own_scores(l, targets), reduction)
+    targets = check_targets(targets, *logits.shape, l)
+    return reduce(-F.logsigmoid(-l).sum(1) - own_score(l, *parts_of(targets)), reduction)
 
 class BinaryCrossEntropy(NLL):
     "Module of `binary_cross_entropy`."
     loss = staticmethod(binary_cross_entropy)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: sigmoids divided by their sum, with the targets' smoothing by epsilon undone."
-        check_epsilon(epsilon); check_logits(logits)
+        check_epsilon(epsilon); check_kind(targets); check_logits(logits)
         return unsmooth(F.logsigmoid(full_precision(logits)/self.temperature).softmax(-1), epsilon)
 
 # %% ../nbs/losses/peers.ipynb #d3eaeb4e
-def adjusted(logits, class_probs, strength, temperature):
+def adjusted_logits(logits, class_probs, strength, temperature):
     "l/tau + strength log pi, and log pi."
     check_logits(logits); check_temperature(temperature); check_strength(strength)
     check_class_probs(class_probs, logits.shape[1])
@@ -80,7 +109,9 @@ def adjusted(logits, class_probs, strength, temperature):
 
 def check_class_probs(class_probs, num_classes=None, name='class_probs'):
     check_simplex(class_probs, name, ndim=1, positive=True)
-    if num_classes not in (None, len(class_probs)): raise ValueError(f"{name} must have shape ({num_classes},) like the logits' classes, got {tuple(class_probs.shape)}")
+    if num_classes not in (None, len(class_probs)):
+        raise ValueError(f"{name} must have shape ({num_classes},) like the logits' classes, "
+                         f"got {tuple(class_probs.shape)}")
 
 def check_strength(strength, below=float('inf')):
     if not 0 <= strength < below: raise ValueError(f"strength must be in [0, {below}), got {strength}")
@@ -93,8 +124,10 @@ def logit_adjusted_cross_entropy(logits:Tensor,        # `(N, K)`
                                  temperature=1.,       # tau > 0, of the logits
                                  reduction='mean',     # 'none' | 'mean' | 'sum'
                                 )->Tensor:             # a scalar, or `(N,)` for 'none'
-    "Cross-entropy of logits plus strength times log prior, equation 10 of arXiv 2007.07314. Raises ValueError naming the argument."
-    l, _ = adjusted(logits, class_probs, strength, temperature)
+    """Cross-entropy of logits plus strength times log prior, equation 10 of arXiv 2007.07314.
+
+    Raises ValueError naming the argument."""
+    l, _ = adjusted_logits(logits, class_probs, strength, temperature)
     return soft_target_cross_entropy(l, targets, reduction=reduction)
 
 # %% ../nbs/losses/peers.ipynb #eade7b0a
@@ -107,20 +140,24 @@ class LogitAdjustedCrossEntropy(NLL):
         self.strength = strength
         self.register_buffer('class_probs', class_probs)
     def forward(self, logits, targets):
-        return self.loss(logits, targets, class_probs=self.class_probs, strength=self.strength, temperature=self.temperature, reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon=0., prior:Tensor=None)->Tensor:
+        return self.loss(logits, targets, class_probs=self.class_probs, strength=self.strength,
+                         temperature=self.temperature, reduction=self.reduction)
+    def probs(self, logits:Tensor, epsilon=0., prior:Tensor=None, targets:str=None)->Tensor: # targets: as `NLL`
         "Posterior under `prior`; None: all classes equally frequent. `class_probs` gives the training set's `p(k|x)`."
-        check_epsilon(epsilon)
-        l, log_pi = adjusted(logits, self.class_probs, self.strength, self.temperature)
+        check_epsilon(epsilon); check_kind(targets)
+        l, log_pi = adjusted_logits(logits, self.class_probs, self.strength, self.temperature)
         if prior is not None: check_class_probs(prior, len(log_pi), 'prior')
-        log_prior = 0. if prior is None else prior.to(l).log()
+        log_prior = 0. if prior is None else prior.to(l).log()  # a uniform prior cancels in the softmax
         return (unsmooth(l.softmax(-1), epsilon).log() - log_pi + log_prior).softmax(-1)
 
 # %% ../nbs/losses/peers.ipynb #e8e114e8
 def target_similarity(targets, like):
-    "Cosines of the targets of all pairs of rows, `(N, N)`; for class ids 1 where they are equal."
+    "Cosines of the targets of all pairs of rows, `(N, N)`; for class ids, of any range, 1 where they are equal."
+    if isinstance(targets, SparseTargets) and targets.indices.shape[1] == 1 and not per_row_epsilon(targets):
+        if targets.epsilon == 0: targets = targets.indices[:, 0]
     if isinstance(targets, Tensor) and targets.ndim == 1: return (targets[:, None] == targets).to(like)
     unit = F.normalize((targets.dense() if isinstance(targets, SparseTargets) else targets).to(like), dim=1)
+    # autocast would take the product in half precision
     with torch.autocast(like.device.type, enabled=False): return unit @ unit.T
 
 def off_diagonal(matrix):
@@ -128,20 +165,25 @@ def off_diagonal(matrix):
     n = len(matrix)
     return matrix.flatten()[1:].view(n-1, n+1)[:, :-1].reshape(n, n-1)
 
-def check_batch(tensor, name):
-    if len(tensor) < 2: raise ValueError(f"{name} must have at least 2 rows, to compare one with another, got {len(tensor)}")
+def check_two_rows(tensor, name):
+    if len(tensor) < 2:
+        raise ValueError(f"{name} must have at least 2 rows, to compare one with another, got {len(tensor)}")
 
 def check_similarity_temperature(value):
-    if not 0 < value < float('inf'): raise ValueError(f"similarity_temperature must be positive and finite, got {value}")
+    if not 0 < value < float('inf'):
+        raise ValueError(f"similarity_temperature must be positive and finite, got {value}")
 
 # %% ../nbs/losses/peers.ipynb #5ef7e478
 def negative_weights(similarity:Tensor,         # `(N, N)`; its diagonal is not used
-                     strength=.5,               # in [0, N-1); 0: all weights are one
+                     strength=.5,               # in [0, N-1); 0: all weights are one. .5 is ours: the paper tunes it
                      similarity_temperature=.1, # of the softmax over the negatives
                     )->Tensor:                  # `(N, N-1)` weights, each row of mean one
     "Weights of the negatives in Soft-InfoNCE, arXiv 2310.08069."
-    check_batch(similarity, 'similarity'); check_similarity_temperature(similarity_temperature); check_strength(strength, len(similarity)-1)
-    weights = (1 - strength*(off_diagonal(similarity)/similarity_temperature).softmax(1)).clamp(min=0)
+    check_two_rows(similarity, 'similarity')
+    check_similarity_temperature(similarity_temperature)
+    check_strength(strength, len(similarity)-1)
+    weights = 1 - strength*(off_diagonal(similarity)/similarity_temperature).softmax(1)
+    weights = weights.clamp(min=0)  # above a strength of 1 that of a near copy may be negative: no logarithm
     return weights/weights.mean(1, keepdim=True)
 
 # %% ../nbs/losses/peers.ipynb #b14650a6
@@ -155,8 +197,8 @@ def soft_info_nce(logits:Tensor,             # `(N, K)`, at least two rows
                  )->Tensor:                  # a scalar, or `(N,)` for 'none'
     "In-batch soft target InfoNCE with weighted negatives, after Soft-InfoNCE. Raises ValueError naming the argument."
     scores, _ = noise_scores(logits, noise_probs, temperature)
-    targets = check_any_targets(targets, *logits.shape, like=scores.dtype)
-    check_batch(logits, 'logits')
+    targets = check_targets(targets, *logits.shape, scores)
+    check_two_rows(logits, 'logits')
     u = candidate_scores(scores, targets)
     weights = negative_weights(target_similarity(targets, scores), strength, similarity_temperature)
     candidates = torch.cat([u.diagonal()[:, None], off_diagonal(u) + weights.log()], 1)
@@ -168,31 +210,46 @@ class SoftInfoNCE(SoftTargetInfoNCE):
     loss = staticmethod(soft_info_nce)
     def __init__(self, noise_probs=None, temperature=1., strength=.5, similarity_temperature=.1, reduction='mean'):
         check_strength(strength); check_similarity_temperature(similarity_temperature)
-        super().__init__(noise_probs, temperature, reduction=reduction, strength=strength, similarity_temperature=similarity_temperature)
+        super().__init__(noise_probs, temperature, reduction=reduction)
+        self.strength, self.similarity_temperature = strength, similarity_temperature
     def forward(self, logits, targets):
-        return self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature, reduction=self.reduction, **self.kwargs)
+        loss = self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
+                         reduction=self.reduction, strength=self.strength,
+                         similarity_temperature=self.similarity_temperature)
+        self.look_at(targets)
+        return loss
 
 # %% ../nbs/losses/peers.ipynb #5e58200f
-def generalized_supervised_contrastive(embeddings:Tensor,           # `(N, d)`, at least two rows; scaled to unit length here
-                                       targets,                     # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                                       *, temperature=.1,           # tau > 0
-                                       similarity_temperature=None, # None: weights in proportion to similarity; a number: their softmax
-                                       reduction='mean',            # 'none' | 'mean' | 'sum'
-                                      )->Tensor:                    # a scalar, or `(N,)` for 'none'
-    """Cross-entropy between similarities of targets and of embeddings: GenSCL (arXiv 2206.00384), X-CLR (arXiv 2407.18134).
-
-    A row whose target is similar to no other has weights, and a loss, of zero. Raises ValueError naming the argument."""
-    check_logits(embeddings, 'embeddings'); check_temperature(temperature); check_batch(embeddings, 'embeddings')
-    z = F.normalize(full_precision(embeddings), dim=1)
+def _similarity_weights(targets, embeddings, similarity_temperature):
+    "How much each other row counts as a positive, `(N, N-1)`: by the similarity of targets, or by its softmax."
+    # embeddings do not say how many classes there are: class ids may be any
     num_classes = targets.shape[1] if len(getattr(targets, 'shape', ())) == 2 else torch.iinfo(torch.int64).max
-    targets = check_any_targets(targets, None, num_classes, like=z.dtype)
-    if len(targets) != len(z): raise ValueError(f"targets must have {len(z)} rows like the embeddings, got {len(targets)}")
+    targets = check_targets(targets, None, num_classes, embeddings)
+    if len(targets) != len(embeddings):
+        raise ValueError(f"targets must have {len(embeddings)} rows like the embeddings, got {len(targets)}")
+    similarity = off_diagonal(target_similarity(targets, embeddings))
+    if similarity_temperature is None: return F.normalize(similarity, p=1, dim=1)  # GenSCL
+    check_similarity_temperature(similarity_temperature)
+    return (similarity/similarity_temperature).softmax(1)                          # X-CLR
+
+def generalized_supervised_contrastive(
+    embeddings:Tensor,           # `(N, d)`, at least two rows; scaled to unit length here
+    targets,                     # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+    *, temperature=.1,           # tau > 0; the default is SupCon's
+    similarity_temperature=None, # None: weights in proportion to similarity (GenSCL); a number: their softmax (X-CLR)
+    reduction='mean',            # 'none' | 'mean' | 'sum'
+)->Tensor:                       # a scalar, or `(N,)` for 'none'
+    """Cross-entropy of similarities: of targets and of embeddings; GenSCL (arXiv 2206.00384), X-CLR (arXiv 2407.18134).
+
+    A row whose target is similar to no other has weights, and a loss, of zero. Raises ValueError naming the
+    argument."""
+    check_logits(embeddings, 'embeddings')
+    check_temperature(temperature)
+    check_two_rows(embeddings, 'embeddings')
+    z = F.normalize(full_precision(embeddings), dim=1)
+    weights = _similarity_weights(targets, z, similarity_temperature)
+    # autocast would take the product in half precision
     with torch.autocast(z.device.type, enabled=False): log_q = off_diagonal(z @ z.T/temperature).log_softmax(1)
-    similarity = off_diagonal(target_similarity(targets, z))
-    if similarity_temperature is None: weights = F.normalize(similarity, p=1, dim=1)
-    else:
-        check_similarity_temperature(similarity_temperature)
-        weights = (similarity/similarity_temperature).softmax(1)
     return reduce(-(weights*log_q).sum(1), reduction)
 
 # %% ../nbs/losses/peers.ipynb #ff09a106
@@ -201,28 +258,41 @@ class GeneralizedSupervisedContrastive(nn.Module):
     loss = staticmethod(generalized_supervised_contrastive)
     def __init__(self, temperature=.1, similarity_temperature=None, reduction='mean'):
         super().__init__()
-        check_temperature(temperature); reduce(torch.zeros(1), reduction)
+        check_temperature(temperature)
+        reduce(torch.zeros(1), reduction)  # raises for an unknown reduction
         if similarity_temperature is not None: check_similarity_temperature(similarity_temperature)
         self.temperature, self.similarity_temperature, self.reduction = temperature, similarity_temperature, reduction
     def forward(self, embeddings, targets):
-        return self.loss(embeddings, targets, temperature=self.temperature, similarity_temperature=self.similarity_temperature, reduction=self.reduction)
-    def extra_repr(self): return f"temperature={self.temperature}, similarity_temperature={self.similarity_temperature}, reduction={self.reduction!r}"
+        return self.loss(embeddings, targets, temperature=self.temperature,
+                         similarity_temperature=self.similarity_temperature, reduction=self.reduction)
+    def extra_repr(self):
+        return (f"temperature={self.temperature}, similarity_temperature={self.similarity_temperature}, "
+                f"reduction={self.reduction!r}")
 
 # %% ../nbs/losses/peers.ipynb #0a7a195a
 def distillation(logits:Tensor,         # `(N, K)` of the student
-                 targets,               # `(N, K)` probabilities, `(N,)` class ids or SparseTargets; None where hard_weight is 0
+                 targets,               # `(N, K)` probabilities, class ids or SparseTargets; None if hard_weight is 0
                  teacher_logits:Tensor, # `(N, K)`; no gradient flows into them
                  *, temperature=4.,     # T > 0 of student and teacher in the soft term
-                 hard_weight=.1,        # weight of the loss on targets, in [0, 1]
+                 hard_weight=.1,        # weight of the loss on targets, in [0, 1]: small, as the paper advises
                  reduction='mean',      # 'none' | 'mean' | 'sum'
                 )->Tensor:              # a scalar, or `(N,)` for 'none'
-    "Distillation with its T^2 factor, mixed with the loss on targets, arXiv 1503.02531. Raises ValueError naming the argument."
-    check_logits(logits); check_logits(teacher_logits, 'teacher_logits'); check_temperature(temperature); check_fraction(hard_weight, 'hard_weight')
-    if teacher_logits.shape != logits.shape: raise ValueError(f"teacher_logits must have the shape of logits, {tuple(logits.shape)}, got {tuple(teacher_logits.shape)}")
-    if targets is None and hard_weight > 0: raise ValueError(f"targets must be given unless hard_weight is 0, got None and {hard_weight}")
+    """Distillation with its T^2 factor, mixed with the loss on targets, arXiv 1503.02531.
+
+    Raises ValueError naming the argument."""
+    check_logits(logits)
+    check_logits(teacher_logits, 'teacher_logits')
+    check_temperature(temperature)
+    check_fraction(hard_weight, 'hard_weight')
+    shape, wanted = tuple(teacher_logits.shape), tuple(logits.shape)
+    if shape != wanted: raise ValueError(f"teacher_logits must have the shape of logits, {wanted}, got {shape}")
+    if targets is None and hard_weight > 0:
+        raise ValueError(f"targets must be given unless hard_weight is 0, got None and {hard_weight}")
     teacher = (full_precision(teacher_logits.detach()).to(full_precision(logits).dtype)/temperature).softmax(1)
-    loss = (1-hard_weight)*temperature**2*soft_target_cross_entropy(logits, teacher, temperature=temperature, reduction=reduction)
-    return loss if targets is None else loss + hard_weight*soft_target_cross_entropy(logits, targets, reduction=reduction)
+    soft = soft_target_cross_entropy(logits, teacher, temperature=temperature, reduction=reduction)
+    loss = (1-hard_weight)*temperature**2*soft
+    if targets is None: return loss
+    return loss + hard_weight*soft_target_cross_entropy(logits, targets, reduction=reduction)
 
 # %% ../nbs/losses/peers.ipynb #0eb6b9df
 class Distillation(NLL):
@@ -233,8 +303,9 @@ class Distillation(NLL):
         check_fraction(hard_weight, 'hard_weight')
         self.hard_weight = hard_weight
     def forward(self, logits, targets, teacher_logits):
-        return self.loss(logits, targets, teacher_logits, temperature=self.temperature, hard_weight=self.hard_weight, reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
-        "Estimate of `p(k|x)`: the softmax at temperature one, with a smoothing by epsilon (of teacher and targets) undone."
-        check_epsilon(epsilon); check_logits(logits)
+        return self.loss(logits, targets, teacher_logits, temperature=self.temperature, hard_weight=self.hard_weight,
+                         reduction=self.reduction)
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
+        "Estimate of `p(k|x)`: softmax at temperature one, with a smoothing by epsilon (of teacher and targets) undone."
+        check_epsilon(epsilon); check_kind(targets); check_logits(logits)
         return unsmooth(full_precision(logits).softmax(-1), epsilon)

@@ -1,7 +1,7 @@
 """Slow, literal reference implementations: one Python loop for each sum of the paper's equations, no matrix product.
 
-Everything works on 0-d tensors, so autograd through an oracle gives its gradient. Written from the equations (1)-(13) and (26)-(31), not
-from the package: nothing here imports softnce.
+Everything works on 0-d tensors, so autograd through an oracle gives its gradient. Written from the equations (1)-(13)
+and (26)-(31), not from the package: nothing here imports softnce.
 """
 import itertools
 import math
@@ -36,8 +36,9 @@ def logits(rows, num_classes, seed=0, scale=1., dtype=torch.float64):
 
 
 def value_and_grad(function, *inputs, autocast=False, autocast_backward=False):
-    """The value, and the gradient of its weighted sum with respect to each input (distinct weights: no row can hide behind another). With
-    `autocast` the function runs under bfloat16 autocast and its backward pass outside, as torch recommends, or inside too."""
+    """The value, and the gradient of its weighted sum with respect to each input (distinct weights: no row can hide
+    behind another). With `autocast` the function runs under bfloat16 autocast and its backward pass outside, as torch
+    recommends, or inside too."""
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     context = lambda on: torch.autocast('cpu', dtype=torch.bfloat16, enabled=on)
     with context(autocast): value = function(*inputs)
@@ -115,7 +116,8 @@ def nll(logits, labels, temperature=1.):
     "Eq. (1): -log q(y|x), q the softmax of the scaled logits."
     return torch.stack([position_loss([logits[i, k]/temperature for k in range(logits.shape[1])], int(labels[i]))
                         if logits.shape[1] <= WIDE else
-                        torch.logsumexp(logits[i]/temperature, 0) - logits[i, int(labels[i])]/temperature for i in range(len(logits))])
+                        torch.logsumexp(logits[i]/temperature, 0) - logits[i, int(labels[i])]/temperature
+                        for i in range(len(logits))])
 
 
 def soft_target_cross_entropy(logits, targets, temperature=1.):
@@ -134,8 +136,8 @@ def soft_target_cross_entropy(logits, targets, temperature=1.):
 
 
 def info_nce(logits, labels, noise_probs=None, temperature=1., extra=(), fresh=None):
-    """Eq. (5) over the labels of a tuple. Candidates: the batch's labels (row i's positive is number i) and the `extra` ones; or, with
-    `fresh` labels, the row's own positive and the fresh ones."""
+    """Eq. (5) over the labels of a tuple. Candidates: the batch's labels (row i's positive is number i) and the `extra`
+    ones; or, with `fresh` labels, the row's own positive and the fresh ones."""
     s, out = scores(logits, noise_probs, temperature), []
     for i in range(len(logits)):
         own = i if fresh is None else 0
@@ -171,7 +173,8 @@ def closed_form(logits, targets, noise_probs=None, temperature=1., lam=1., epsil
     eta = [torch.tensor(1/k, dtype=logits.dtype)]*k if noise_probs is None else noise_probs
     targets, s, out = dense(targets, k), scores(logits, noise_probs, temperature), []
     for i in range(n):
-        terms = [energy(alpha, s[i]) + torch.log(eta[a]) + torch.log(eta[b]) for a, b, alpha in noise_targets(k, lam, epsilon)]
+        terms = [energy(alpha, s[i]) + torch.log(eta[a]) + torch.log(eta[b])
+                 for a, b, alpha in noise_targets(k, lam, epsilon)]
         out.append(log_sum_exp(terms) - energy(targets[i], s[i]))
     return torch.stack(out)
 
@@ -199,8 +202,8 @@ def mp_soft_target_info_nce(logits, targets, noise_probs, temperature=1., extra=
 
 
 def divided_difference(points, digits=120):
-    """exp[t_1, ..., t_K] at distinct points: sum_i e^{t_i} / prod_{j != i} (t_i - t_j). By Hermite and Genocchi it is the integral of
-    exp(sum_i alpha_i t_i) over the simplex, so Eq. (4)'s normaliser at t = log lambda."""
+    """exp[t_1, ..., t_K] at distinct points: sum_i e^{t_i} / prod_{j != i} (t_i - t_j). By Hermite and Genocchi it is
+    the integral of exp(sum_i alpha_i t_i) over the simplex, so Eq. (4)'s normaliser at t = log lambda."""
     with mpmath.workdps(digits):
         t = [mpmath.mpf(x) for x in points]
         total = mpmath.mpf(0)
@@ -210,8 +213,8 @@ def divided_difference(points, digits=120):
 
 
 def divided_difference_series(points, digits=60, extra_terms=80):
-    """The same for any points, equal ones included: e^{t_min} sum_m h_m(t - t_min)/(m+K-1)!, h_m the complete homogeneous polynomials
-    (Newton's identities). Every term is positive: nothing cancels."""
+    """The same for any points, equal ones included: e^{t_min} sum_m h_m(t - t_min)/(m+K-1)!, h_m the complete
+    homogeneous polynomials (Newton's identities). Every term is positive: nothing cancels."""
     with mpmath.workdps(digits):
         low = min(mpmath.mpf(x) for x in points)
         t = [mpmath.mpf(x) - low for x in points]
@@ -259,7 +262,8 @@ def cc_second_moment(probs):
 
 # ---------------------------------------------------------------- position posteriors by Bayes' rule
 def posterior_by_bayes(likelihoods):
-    "P(S = k | T) from P(T | S = k) under the uniform prior on positions: the step from Eq. (7), (8) to (9), and from (26), (27) to (28)."
+    """P(S = k | T) from P(T | S = k) under the uniform prior on positions: the step from Eq. (7), (8) to (9), and from
+    (26), (27) to (28)."""
     prior = 1/len(likelihoods)
     evidence = math.fsum(prior*x for x in likelihoods)
     return [prior*x/evidence for x in likelihoods]

@@ -12,14 +12,15 @@ def in_group(task, rank, size, store, timeout, args):
     import torch.distributed as dist
     torch.set_num_threads(1)
     torch.manual_seed(rank)
-    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout))
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=size,
+                            timeout=datetime.timedelta(seconds=timeout))
     dist.barrier()  # gloo: a rank that leaves while another still connects makes that one wait until the timeout
     try: return task(rank, *args)
     finally: dist.destroy_process_group()  # also where the task raised: the others' collectives then fail too
 
 
 class Pool:
-    "`size` ranks. What a task raises on any of them is raised here; ranks that do not come back are killed, and started anew."
+    "`size` ranks. What a task raises on any of them is raised here; ranks that do not come back are replaced."
     def __init__(self, size):
         self.workers = [ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) for _ in range(size)]
         self.pids = [pid.result() for pid in [w.submit(os.getpid) for w in self.workers]]
@@ -27,12 +28,14 @@ class Pool:
     def run(self, size, task, *args, timeout=60):
         "`[task(rank, *args) for each rank]` in a group of `size`; the task is a function of a module."
         with tempfile.TemporaryDirectory() as folder:
-            ranks = [w.submit(in_group, task, r, size, f'{folder}/store', timeout, args) for r, w in enumerate(self.workers[:size])]
+            ranks = [w.submit(in_group, task, r, size, f'{folder}/store', timeout, args)
+                     for r, w in enumerate(self.workers[:size])]
             late = wait(ranks, timeout=2*timeout).not_done  # a collective call gives up after one timeout
             if late: self.kill()
             errors = [e for e in (r.exception() for r in ranks) if e is not None]
         if any(isinstance(e, BrokenExecutor) for e in errors): self.__init__(len(self.workers))
-        if errors: raise next((e for e in errors if 'gloo' not in str(e)), errors[0])  # the cause, rather than what it did to the others
+        # the cause, rather than what it did to the others
+        if errors: raise next((e for e in errors if 'gloo' not in str(e)), errors[0])
         return [r.result() for r in ranks]
 
     def kill(self):

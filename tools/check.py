@@ -1,16 +1,18 @@
-"""Check the working tree as it is, and say what mends it: notebooks clean, package and README current, house rules kept.
+"""Check the working tree as it is, and say what mends it.
 
+Package and README are what the notebooks give, and the house rules (tools/rules.py) are kept.
 Nothing in the tree is changed: cleaning and exporting happen in a temporary copy, which is then compared.
+`--all` shows every finding, where there are many.
 """
-import ast, difflib, json, re, shutil, subprocess, sys, tempfile
+import difflib, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
-from common import ROOT, notebooks, read
+import rules
+from common import ROOT, notebooks
 from readme import readme
 
 REMAKE = "import nbdev.clean as c, nbdev.doclinks as d; c.nbdev_clean.__wrapped__(); d.nbdev_export.__wrapped__()"
-MAX_CELLS, MAX_OUTPUT = 60, 1_000_000  # cells; characters of outputs in a notebook
-LOCAL = re.compile(r"(?<![\w.:/-])/(?:work|tmp|root|home|Users|private|mnt)/[\w.-]+|\b[A-Z]:\\Users")
+SHOWN = 12  # findings of one rule that are shown
 
 
 def made_files(root):
@@ -43,57 +45,36 @@ def stale(root=ROOT):
         if a is None: yield f"{name}: missing"
         elif b is None: yield f"{name}: no notebook makes this file; delete it"
         else:
-            diff = [o for o in difflib.unified_diff(a.splitlines(), b.splitlines(), lineterm="", n=0) if o[:2] not in ("--", "++", "@@")]
-            yield "\n".join([f"{name}: not what the notebooks give"] + [f"    {o[:150]}" for o in diff[:6]])
+            diff = difflib.unified_diff(a.splitlines(), b.splitlines(), lineterm="", n=0)
+            changed = [f"    {o[:150]}" for o in diff if o[:2] not in ("--", "++", "@@")]
+            yield "\n".join([f"{name}: not what the notebooks give", *changed[:6]])
 
 
-def mixed_import(cell):
-    "Whether a cell that is not exported holds imports and other code: nbdev would run it when the site is built."
-    if re.search(r"^#\|\s*(export|eval:\s*false)", cell["source"], re.M): return False
-    try: stmts = ast.parse(cell["source"]).body
-    except SyntaxError: return False  # a magic or a shell line
-    has_import = any(isinstance(o, (ast.Import, ast.ImportFrom)) for s in stmts for o in ast.walk(s))
-    return has_import and not all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in stmts)
+RULES = {  # the checks, and what mends what they find
+    stale: "make export",
+    rules.notebooks_keep_the_rules: "edit these notebooks",
+    rules.contracts: "move code to the layer that it belongs to; what two neighbours share stands below both",
+    rules.style: "edit the notebooks, then make export; `ruff check` lists all",
+    rules.short_functions: "make two functions where one does two things",
+    rules.short_modules: "make two notebooks where one has two subjects",
+    rules.few_at_the_top: "put the module into a folder",
+    rules.short_sections: "make two sections",
+    rules.needed_names: "use #| exporti, or say on the folder's first page what the name is for",
+}
 
 
-def texts(cell):
-    "What a reader of a cell sees as text: its source and its outputs, pictures left out."
-    yield cell["source"]
-    for o in cell.get("outputs", []):
-        data = {k: v for k, v in o.get("data", {}).items() if not k.startswith("image/")}
-        yield json.dumps([o.get("text", ""), data, o.get("traceback", "")])
+def main(root=ROOT, every=False):
+    "Run every check; exit with 1 where one finds something."
+    failed = False
+    for check, remedy in RULES.items():
+        found = list(check(root))
+        for o in found if every else found[:SHOWN]: print(o)
+        if len(found) > SHOWN and not every: print(f"... and {len(found)-SHOWN:,} more: python tools/check.py --all")
+        if found: print(f"=> {remedy}\n", flush=True)
+        failed = failed or bool(found)
+    if failed: sys.exit(1)
+    print(f"{len(notebooks(root))} notebooks are clean and exported, {len(rules.modules(root))} modules "
+          "keep the house rules, and README.md is current")
 
 
-def faults(path):
-    "The house rules that a notebook breaks."
-    nb = read(path)
-    cells, first = nb["cells"], nb["cells"][0]
-    code = [c for c in cells if c["cell_type"] == "code"]
-    if first["cell_type"] != "markdown" or not re.fullmatch(r"# .+\n\n> .+(\n\n(- .+: .+\n?)+)?", first["source"].strip()):
-        yield "the first cell must hold `# Title`, a blank line and `> one-line subtitle`, and nothing else"
-    if len(cells) > MAX_CELLS: yield f"{len(cells)} cells, at most {MAX_CELLS} are allowed"
-    size = sum(len(json.dumps(c["outputs"])) for c in code)
-    if size > MAX_OUTPUT: yield f"outputs of {size:,} characters, at most {MAX_OUTPUT:,} are allowed"
-    tagged = sum("parameters" in c["metadata"].get("tags", []) for c in code)
-    if path.parent.name == "experiments" and tagged != 1: yield f"{tagged} cells are tagged `parameters`, an experiment needs exactly one"
-    text = "\n".join(c["source"] for c in code)
-    if text.rfind("set_default_dtype(torch.float64)") > text.rfind("set_default_dtype(torch.float32)"):
-        yield "sets the default dtype and leaves it so for the next notebook of nbdev_test: end with torch.set_default_dtype(torch.float32)"
-    exports = any("#| default_exp" in c["source"] for c in code)
-    for n, c in enumerate(cells):
-        if any(o["output_type"] == "error" for o in c.get("outputs", [])): yield f"cell {n} holds an error output"
-        for m in {m[0] for t in texts(c) for m in LOCAL.finditer(t)}: yield f"cell {n} holds a local path: {m}"
-        if exports and c["cell_type"] == "code" and mixed_import(c): yield f"cell {n} mixes imports with other code: give the imports a cell of their own"
-
-
-def main():
-    problems = [f"{p.relative_to(ROOT)}: {o}" for p in notebooks() for o in faults(p)]
-    old = list(stale())
-    for o in problems + old: print(o)
-    if old: print("=> make export")
-    if problems: print("=> edit these notebooks")
-    if problems or old: sys.exit(1)
-    print(f"{len(notebooks())} notebooks are clean and exported, and README.md is current")
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(every="--all" in sys.argv[1:])

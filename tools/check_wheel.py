@@ -10,6 +10,7 @@ from common import ROOT
 LIGHT = ROOT/".venv-light"
 TORCH = "torch==2.13.0"  # a CPU build where there is one; any version that settings.ini allows will do
 PYTHON = LIGHT/"bin"/"python"
+PIP = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 
 USE = """
 import importlib.resources, sys, torch, softnce
@@ -28,7 +29,8 @@ files = importlib.resources.files("softnce")/"experiments"
 print("softnce", softnce.__version__, "from a wheel: loss", round(loss.item(), 4), "= log 4,",
       len([o for o in files.iterdir() if o.name.endswith(".ipynb")]), "experiments inside")
 """
-TIME = "import time, torch; t = time.perf_counter(); from softnce import *; print(time.perf_counter()-t)"  # all of it: the names are lazy
+# all names: they are lazy
+TIME = "import time, torch; t = time.perf_counter(); from softnce import *; print(time.perf_counter()-t)"
 
 
 def run(*cmd, cwd, **kw):
@@ -44,7 +46,7 @@ def light():
     if ready.exists() and ready.read_text() == TORCH: return
     print(f"== setting up {LIGHT.name}: {TORCH} and numpy (a minute, once)", flush=True)
     venv.create(LIGHT, with_pip=True, clear=True)
-    run(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", TORCH, "numpy", cwd=ROOT)
+    run(*PIP, TORCH, "numpy", cwd=ROOT)
     ready.write_text(TORCH)
 
 
@@ -54,14 +56,15 @@ def main():
         env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         run(sys.executable, "-m", "build", "--outdir", tmp, ROOT, cwd=tmp)  # an sdist, and from it the wheel
         wheel, = Path(tmp).glob("*.whl")
-        run(PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--force-reinstall", wheel, cwd=tmp)
+        run(*PIP, "--no-deps", "--force-reinstall", wheel, cwd=tmp)
         print(run(PYTHON, "-c", USE, cwd=tmp, env=env).strip())
         times = sorted(float(run(PYTHON, "-c", TIME, cwd=tmp, env=env)) for _ in range(5))
         print(f"from softnce import * takes {times[2]:.3f} s on top of import torch (median of five)")
         cli = subprocess.run([LIGHT/"bin"/"softnce", "list"], cwd=tmp, env=env, text=True, capture_output=True)
         said = cli.stdout + cli.stderr
         if cli.returncode == 0 or "Traceback" in said or "softnce[nbs]" not in said:
-            sys.exit(f"without its extra, `softnce list` should name it (softnce[nbs]); it said (exit {cli.returncode}):\n{said}")
+            sys.exit("without its extra, `softnce list` should name it (softnce[nbs]); "
+                     f"it said (exit {cli.returncode}):\n{said}")
         print("the softnce command says which extra to install:", said.strip().splitlines()[-1])
 
 

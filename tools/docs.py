@@ -27,7 +27,8 @@ def process(cfg):
     if not (proc/"_quarto.yml").exists():
         sys.exit("nbdev processed nothing: it skips a checkout under a folder whose name starts with a dot")
     for p in proc.rglob("*"):  # notebooks and figures that are no more
-        if p.is_file() and proc/cfg.doc_path.name not in p.parents and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
+        rendered = proc/cfg.doc_path.name in p.parents
+        if p.is_file() and not rendered and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
     return proc
 
 
@@ -60,7 +61,8 @@ def mathjax():
     return have
 
 
-REMOTE = re.compile(r'<(?:link|script)\b[^>]*"https?://[^"]*(?:mathjax|katex|polyfill)[^"]*"[^>]*>(?:\s*</script>)?\s*', re.I)
+HOSTS = r'"https?://[^"]*(?:mathjax|katex|polyfill)[^"]*"'  # where the renderers would fetch maths from
+REMOTE = re.compile(rf"<(?:link|script)\b[^>]*{HOSTS}[^>]*>(?:\s*</script>)?\s*", re.I)
 
 
 def mend(page, docs, cfg, maths):

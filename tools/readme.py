@@ -6,7 +6,8 @@ from common import ROOT
 from nbconvert import MarkdownExporter
 
 NOTE = "<!-- Made from nbs/index.ipynb by `make export`: edit the notebook. -->\n\n"
-RELATIVE = re.compile(r"(\]\()(?![a-z]+:|[#/])([^)\s]+)")  # the target of a Markdown link or image, inside the repository
+# the target of a Markdown link or image, inside the repository
+RELATIVE = re.compile(r"(\]\()(?![a-z]+:|[#/])([^)\s]+)")
 
 
 def cell_for_readme(cell):
@@ -16,7 +17,8 @@ def cell_for_readme(cell):
     if cell.cell_type == "code":
         if directives & {"hide", "default_exp"} or not cell.source.strip(): return None
         if any("image/" in mime for o in cell.outputs for mime in o.get("data", {})):
-            sys.exit("nbs/index.ipynb: an output holds a picture; commit the picture in nbs/images and link to it in Markdown")
+            sys.exit("nbs/index.ipynb: an output holds a picture; "
+                     "commit the picture in nbs/images and link to it in Markdown")
         cell.source = "\n".join(o for o in lines if not o.startswith("#|"))
     else: cell.source = RELATIVE.sub(r"\1nbs/\2", cell.source).replace("](nbs/../", "](")
     return cell

@@ -9,5 +9,5 @@ __all__ = []
 from softnce import _lazy
 
 # %% ../../nbs/contrast/index.ipynb #6bbe811c
-del __all__  # the names are those of the modules
+globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy("softnce.contrast", "scores", "sums", "layout")  # not triton_sums, which needs Triton

@@ -5,9 +5,25 @@
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/graphs/index.ipynb #1de0c5a1
+__doc__ = """Node classification on CellTypeGraph and on synthetic tissue: files, folds, models, augmentation.
+
+    specimen    one h5 file as a graph
+    celltype    84 specimens, five folds, the benchmark's evaluation
+    tissue      synthetic specimens in the same format
+    models      DeeperGCN and a network of two layers
+    augment     the paper's transforms, batches of graphs
+
+Names are imported when they are first used: the folder itself loads neither torch-geometric nor h5py.
+
+>>> from softnce.graphs import CLASSES
+>>> len(CLASSES), CLASSES[7]
+(9, 'embryo sac')
+"""
+
 # %% ../../nbs/graphs/index.ipynb #65cd453f
 from softnce import _lazy
 
 # %% ../../nbs/graphs/index.ipynb #23a18436
-del __all__  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.graphs", "celltype", "tissue", "models", "augment")
+globals().pop("__all__", None)  # the names are those of the modules
+__getattr__, __dir__ = _lazy("softnce.graphs", "specimen", "celltype", "tissue", "models", "augment")

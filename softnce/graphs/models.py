@@ -5,23 +5,41 @@
 # %% auto #0
 __all__ = ['GCN', 'DeeperGCN']
 
+# %% ../../nbs/graphs/models.ipynb #30de15a1
+__doc__ = """Classifiers of the cells of a tissue graph: a DeeperGCN of 32 layers in bounded memory, and two layers.
+
+A layer of `DeeperGCN` averages the messages of a node's neighbours with a softmax at a learned inverse temperature t,
+
+    m_ij = relu(x_j + e_ij) + 1e-7,   x_i' = MLP(x_i + sum_j softmax_j(t m_ij) m_ij),
+
+inside a residual connection. With `checkpointing` a layer is computed again in the backward pass, so that memory grows
+with the nodes of a layer and not with its edges. Both take a graph of `read_specimen` or a batch of them.
+
+>>> import torch
+>>> from torch_geometric.data import Data
+>>> ring = torch.stack([torch.arange(6), (torch.arange(6) + 1) % 6])
+>>> graph = Data(x=torch.randn(6, 74), edge_index=ring, edge_attr=torch.randn(6, 11))
+>>> tuple(DeeperGCN(depth=3, hidden=8)(graph).shape), tuple(GCN(hidden=8)(graph).shape)
+((6, 9), (6, 9))
+"""
+
 # %% ../../nbs/graphs/models.ipynb #3b887272
-import softnce.graphs.celltype # before torch_geometric, whose warnings it silences
-import torch
+from .specimen import CLASSES # before torch_geometric, whose warnings it silences
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import DeepGCNLayer, GCNConv, GENConv
 
 # %% ../../nbs/graphs/models.ipynb #44993182
 class GCN(nn.Module):
-    "A two-layer graph convolutional network; node features only."
+    "A two-layer graph convolutional network (Kipf and Welling 2017); node features only."
     def __init__(self,
-                 num_classes=9,  # K
-                 hidden=128,     # width
-                 dropout=.5,     # after the first layer
-                 in_features=74):
+                 num_classes=len(CLASSES), # K
+                 hidden=128,      # width
+                 dropout=.5,      # after the first layer
+                 in_features=74): # columns of `x`
         super().__init__()
-        self.first, self.second, self.dropout = GCNConv(in_features, hidden), GCNConv(hidden, num_classes), nn.Dropout(dropout)
+        self.first, self.second = GCNConv(in_features, hidden), GCNConv(hidden, num_classes)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, data:Data)->Tensor: # `(N, K)` logits
         "Logits of all nodes."
@@ -29,21 +47,29 @@ class GCN(nn.Module):
 
 # %% ../../nbs/graphs/models.ipynb #3478f908
 class DeeperGCN(nn.Module):
-    "Residual graph network of GENConv layers with edge features; ValueError unless `depth` and `hidden` are positive."
+    """Residual graph network of GENConv layers with edge features (Li et al. 2020).
+
+    ValueError unless `depth` and `hidden` are positive."""
     def __init__(self,
-                 num_classes=9,      # K
+                 num_classes=len(CLASSES), # K
                  depth=32,           # convolutions
                  hidden=128,         # width
                  dropout=.1,         # before every convolution but the first, and before the last linear map
                  checkpointing=True, # recompute the layers in the backward pass
-                 in_features=74, edge_features=11):
+                 in_features=74,     # columns of `x`
+                 edge_features=11):  # columns of `edge_attr`
         super().__init__()
         for name, v in dict(depth=depth, hidden=hidden).items():
             if v < 1: raise ValueError(f"{name} must be at least 1, got {v}")
-        self.nodes, self.edges, self.head = nn.Linear(in_features, hidden), nn.Linear(edge_features, hidden), nn.Linear(hidden, num_classes)
-        conv = lambda: GENConv(hidden, hidden, aggr='softmax', t=1., learn_t=True, num_layers=2, norm='layer')
-        self.layers = nn.ModuleList(DeepGCNLayer(conv(), nn.LayerNorm(hidden), nn.ReLU(), 'res+', dropout, ckpt_grad=checkpointing) for _ in range(depth))
+        self.nodes, self.edges = nn.Linear(in_features, hidden), nn.Linear(edge_features, hidden)
+        self.head = nn.Linear(hidden, num_classes)
+        self.layers = nn.ModuleList(self._layer(hidden, dropout, checkpointing) for _ in range(depth))
         self.dropout = nn.Dropout(dropout)
+
+    @staticmethod
+    def _layer(hidden, dropout, checkpointing): # 'res+': norm, activation and dropout before the convolution
+        conv = GENConv(hidden, hidden, aggr='softmax', t=1., learn_t=True, num_layers=2, norm='layer')
+        return DeepGCNLayer(conv, nn.LayerNorm(hidden), nn.ReLU(), 'res+', dropout, ckpt_grad=checkpointing)
 
     def forward(self, data:Data)->Tensor: # `(N, K)` logits
         "Logits of all nodes."

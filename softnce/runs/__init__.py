@@ -5,9 +5,23 @@
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/runs/index.ipynb #1061df8b
+__doc__ = """Experiments, and what running them leaves on disk.
+
+An experiment is a notebook with parameters. A run is that notebook, executed once with one setting of them, in a
+directory named after what was asked for: `runs/<experiment>/<id>/`. A finished run is never repeated, an unfinished one
+resumes. The names of all modules here are names of the package, each imported on first use.
+
+>>> from softnce.runs import find_experiment, grid, resolve, run_id
+>>> gmm = find_experiment('gmm')
+>>> len({run_id(gmm.name, resolve(gmm, setting)) for setting in grid(alignments=[[40], [60]])})
+2
+"""
+
 # %% ../../nbs/runs/index.ipynb #65cd453f
 from softnce import _lazy
 
 # %% ../../nbs/runs/index.ipynb #3ce9cc3a
-del __all__  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.runs", "runs", "locks", "sweeps", "ledgers")
+globals().pop("__all__", None)  # the names are those of the modules
+__getattr__, __dir__ = _lazy(
+    "softnce.runs", "experiment", "run", "locks", "report", "execute", "sweeps", "cli", "ledgers")

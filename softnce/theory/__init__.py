@@ -5,9 +5,23 @@
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/theory/index.ipynb #502088c1
+__doc__ = """What the losses do, proved and checked in float64; the names of the modules can be imported from here.
+
+    gradients     who attracts and who repels: closed forms of Eqs. (19)-(25)
+    information   what a loss says about mutual information: Eqs. (14)-(18), (32)-(53)
+    identities    what the loss costs, what it learns, and the read-outs that follow
+    soft_labels   what it learns from votes, teachers and pairs
+
+>>> from softnce.theory import identities, smoothing_as_temperature
+>>> smoothing_as_temperature(.2)  # smoothing by .2 is a temperature of 1/(1-.2)
+(1.25, None)
+"""
+
 # %% ../../nbs/theory/index.ipynb #65cd453f
 from softnce import _lazy
 
 # %% ../../nbs/theory/index.ipynb #8af2222c
-del __all__  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.theory", "gradients", "information", "identities")
+#| eval: false
+globals().pop("__all__", None)  # the names are those of the modules
+__getattr__, __dir__ = _lazy("softnce.theory", "gradients", "information", "identities", "soft_labels")

@@ -6,27 +6,50 @@
 __all__ = ['candidate_gradient', 'score_gradient', 'attraction_repulsion', 'logit_gradient', 'embedding_gradient',
            'normalization_gradient', 'label_embedding_gradient']
 
+# %% ../../nbs/theory/gradients.ipynb #11b5a7d9
+__doc__ = """Who pulls and who pushes: the gradients of soft target InfoNCE in closed form, Eqs. (19)-(25).
+
+With the energies u_m = <alpha_m, s> of a row's candidates, the posterior P = softmax(u) of the positive's position and
+q = P @ alpha, the target that the model expects, every gradient is a multiple of *expected target minus own target*:
+
+    d loss / d s = q - alpha_own,    d loss / d l = (P - I) alpha / (N tau)    (mean over N rows, s = l/tau - log eta)
+
+`candidate_gradient` and `score_gradient` are per row; `logit_gradient`, `embedding_gradient` and
+`label_embedding_gradient` belong to the mean over rows. In-batch, row i's positive is candidate i.
+
+>>> import torch
+>>> from softnce import soft_target_info_nce
+>>> from softnce.theory.gradients import logit_gradient
+>>> logits = torch.tensor([[2., 0., 0.], [0., 1., 0.]], dtype=torch.float64, requires_grad=True)
+>>> targets = torch.tensor([[.8, .1, .1], [.1, .6, .3]], dtype=torch.float64)
+>>> autograd, = torch.autograd.grad(soft_target_info_nce(logits, targets), logits)
+>>> torch.allclose(logit_gradient(logits, targets), autograd)
+True
+"""
+
 # %% ../../nbs/theory/gradients.ipynb #c992260e
 import torch
 from torch import Tensor
 
-from ..contrast.scores import check_any_targets, check_logits, full_precision, noise_scores, position_posterior
-from ..targets import SparseTargets, one_hot
+from ..contrast.scores import check_logits, full_precision, noise_scores, position_posterior
+from ..targets import SparseTargets, check_targets, one_hot
 
 # %% ../../nbs/theory/gradients.ipynb #390de8a2
 def dense_candidates(candidates, scores):
     "Candidates as `(M, K)` rows in the precision of the scores."
     K = scores.shape[-1]
-    candidates = check_any_targets(candidates, None, K, 'candidates', like=scores.dtype)
+    candidates = check_targets(candidates, None, K, scores, 'candidates')
     if isinstance(candidates, SparseTargets): return candidates.dense()
-    return candidates if candidates.ndim == 2 else one_hot(candidates, K).to(scores)
+    return candidates if candidates.ndim == 2 else one_hot(candidates, K).to(scores)  # one dimension: class ids
 
 def positive_index(positives, num_rows, num_candidates, device=None, name='positives'):
     "The index of each row's positive `(N,)`; None: row i's is candidate i."
-    index = torch.arange(num_rows) if positives is None else torch.as_tensor(positives)
-    if index.is_floating_point() or index.dtype == torch.bool: raise ValueError(f"{name} must be integers, got dtype {index.dtype}")
-    if index.ndim == 0: index = index.expand(num_rows)
-    if index.shape != (num_rows,): raise ValueError(f"{name} must be a number or have shape ({num_rows},), got {tuple(index.shape)}")
+    index = torch.arange(num_rows) if positives is None else torch.as_tensor(positives)  # None: in-batch
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got dtype {index.dtype}")
+    if index.ndim == 0: index = index.expand(num_rows)  # a number: one tuple's positive, for all rows
+    if index.shape != (num_rows,):
+        raise ValueError(f"{name} must be a number or have shape ({num_rows},), got {tuple(index.shape)}")
     if num_rows and (index.min() < 0 or index.max() >= num_candidates):
         raise ValueError(f"{name} must be in [0, {num_candidates}), got values from {index.min()} to {index.max()}")
     return index.long().to(device)
@@ -34,8 +57,9 @@ def positive_index(positives, num_rows, num_candidates, device=None, name='posit
 def linear_scores(embeddings, label_embeddings, noise_probs, temperature):
     "s = z.y/tau - log eta `(N, K)`, and both embeddings in full precision."
     check_logits(embeddings, 'embeddings')
-    if not isinstance(label_embeddings, Tensor) or label_embeddings.ndim != 2 or label_embeddings.shape[1] != embeddings.shape[1]:
-        raise ValueError(f"label_embeddings must have shape (K, {embeddings.shape[1]}) like the embeddings, got {tuple(getattr(label_embeddings, 'shape', ()))}")
+    shape, dim = tuple(getattr(label_embeddings, 'shape', ())), embeddings.shape[1]
+    if not isinstance(label_embeddings, Tensor) or len(shape) != 2 or shape[1] != dim:
+        raise ValueError(f"label_embeddings must have shape (K, {dim}) like the embeddings, got {shape}")
     dtype = torch.promote_types(full_precision(embeddings).dtype, full_precision(label_embeddings).dtype)
     z, y = embeddings.to(dtype), label_embeddings.to(dtype)
     return noise_scores(z @ y.T, noise_probs, temperature)[0], z, y
@@ -45,7 +69,9 @@ def candidate_gradient(scores:Tensor,  # `(N, K)` scores s, l/tau - log eta
                        candidates,     # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
                        positives=None, # index of the positive: a number or `(N,)`; None: row i's is candidate i
                       )->Tensor:       # `(N, M)`, rows sum to 0
-    "P - I: gradient of each row's loss, Eq. (19), with respect to its candidates' energies u. Raises ValueError naming the argument."
+    """P - I: gradient of each row's loss, Eq. (19), with respect to its candidates' energies u.
+
+    Raises ValueError naming the argument."""
     P = position_posterior(scores, candidates)
     index = positive_index(positives, *P.shape, P.device)
     return P - torch.nn.functional.one_hot(index, P.shape[1]).to(P)
@@ -54,7 +80,9 @@ def score_gradient(scores:Tensor,  # `(N, K)` scores s, l/tau - log eta
                    candidates,     # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
                    positives=None, # index of the positive: a number or `(N,)`; None: row i's is candidate i
                   )->Tensor:       # `(N, K)`, rows sum to 0
-    "q - alpha_k = (P - I) alpha: gradient of each row's loss, Eq. (19), with respect to its scores. Raises ValueError naming the argument."
+    """q - alpha_k = (P - I) alpha: gradient of each row's loss, Eq. (19), with respect to its scores.
+
+    Raises ValueError naming the argument."""
     P_minus_I = candidate_gradient(scores, candidates, positives)
     return P_minus_I @ dense_candidates(candidates, P_minus_I.new_empty(scores.shape))
 
@@ -64,7 +92,8 @@ def attraction_repulsion(scores:Tensor, # `(K,)` scores of one data point
                          positive:int,  # k: which candidate is the positive, 0 <= k < M
                         )->tuple:       # two scalars, Eq. (20) and Eq. (21); their sum is the loss, Eq. (19)
     "The corrected pair of Eq. (20) and Eq. (21) for one tuple. Raises ValueError naming the argument."
-    if not isinstance(scores, Tensor) or scores.ndim != 1: raise ValueError(f"scores must be a tensor of shape (K,), got {tuple(getattr(scores, 'shape', ()))}")
+    if not isinstance(scores, Tensor) or scores.ndim != 1:
+        raise ValueError(f"scores must be a tensor of shape (K,), got {tuple(getattr(scores, 'shape', ()))}")
     check_logits(scores[None], 'scores')
     s = full_precision(scores)
     alpha = dense_candidates(candidates, s)
@@ -76,11 +105,13 @@ def attraction_repulsion(scores:Tensor, # `(K,)` scores of one data point
 # %% ../../nbs/theory/gradients.ipynb #0582f16c
 def logit_gradient(logits:Tensor,           # `(N, K)`
                    candidates,              # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
-                   positives=None,          # index of the positive: a number or `(N,)`; None: row i's is candidate i
+                   positives=None,          # the positive's index: a number or `(N,)`; None: i for row i
                    *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
                    temperature=1.,          # tau > 0
                   )->Tensor:                # `(N, K)`, rows sum to 0
-    "(P - I) alpha / (N tau): gradient of the mean of Eq. (19) with respect to the logits. Raises ValueError naming the argument."
+    """(P - I) alpha / (N tau): gradient of the mean of Eq. (19) with respect to the logits.
+
+    Raises ValueError naming the argument."""
     scores, _ = noise_scores(logits, noise_probs, temperature)
     return score_gradient(scores, candidates, positives)/(len(logits)*temperature)
 
@@ -88,11 +119,13 @@ def logit_gradient(logits:Tensor,           # `(N, K)`
 def embedding_gradient(embeddings:Tensor,       # `(N, d)` z
                        label_embeddings:Tensor, # `(K, d)` y
                        candidates,              # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
-                       positives=None,          # index of the positive: a number or `(N,)`; None: row i's is candidate i
+                       positives=None,          # the positive's index: a number or `(N,)`; None: i for row i
                        *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
                        temperature=1.,          # tau > 0
                       )->Tensor:                # `(N, d)`
-    "Gradient of the mean loss with respect to z for scores z.y/tau - log eta, Eq. (22) and Eq. (23). Raises ValueError naming the argument."
+    """Gradient of the mean loss with respect to z for scores z.y/tau - log eta, Eq. (22) and Eq. (23).
+
+    Raises ValueError naming the argument."""
     scores, z, y = linear_scores(embeddings, label_embeddings, noise_probs, temperature)
     return score_gradient(scores, candidates, positives) @ y/(len(z)*temperature)
 
@@ -100,11 +133,15 @@ def embedding_gradient(embeddings:Tensor,       # `(N, d)` z
 def normalization_gradient(gradient:Tensor,   # `(N, d)` gradient with respect to z/|z|
                            embeddings:Tensor, # `(N, d)` z, not zero
                           )->Tensor:          # `(N, d)` gradient with respect to z, orthogonal to it
-    "Gradient through z/|z|, Eq. (24); the same for label embeddings. Raises ValueError on other shapes or a zero embedding."
+    """Gradient through z/|z|, Eq. (24); the same for label embeddings.
+
+    Raises ValueError on other shapes or a zero embedding."""
     check_logits(embeddings, 'embeddings')
-    if gradient.shape != embeddings.shape: raise ValueError(f"gradient must have the embeddings' shape {tuple(embeddings.shape)}, got {tuple(gradient.shape)}")
+    shape, wanted = tuple(gradient.shape), tuple(embeddings.shape)
+    if shape != wanted: raise ValueError(f"gradient must have the embeddings' shape {wanted}, got {shape}")
     norm = embeddings.norm(dim=1, keepdim=True)
-    if (norm == 0).any(): raise ValueError(f"embeddings must not be zero, got norm 0 in row {int((norm == 0).nonzero()[0, 0])}")
+    if (norm == 0).any():
+        raise ValueError(f"embeddings must not be zero, got norm 0 in row {int((norm == 0).nonzero()[0, 0])}")
     unit = embeddings/norm
     return (gradient - (gradient*unit).sum(1, keepdim=True)*unit)/norm
 
@@ -112,10 +149,12 @@ def normalization_gradient(gradient:Tensor,   # `(N, d)` gradient with respect t
 def label_embedding_gradient(embeddings:Tensor,       # `(N, d)` z
                              label_embeddings:Tensor, # `(K, d)` y
                              candidates,              # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
-                             positives=None,          # index of the positive: a number or `(N,)`; None: row i's is candidate i
+                             positives=None,          # the positive's index: a number or `(N,)`; None: i for row i
                              *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
                              temperature=1.,          # tau > 0
                             )->Tensor:                # `(K, d)`, columns sum to 0
-    "Gradient of the mean loss with respect to y for scores z.y/tau - log eta; its lengths are Eq. (25). Raises ValueError naming the argument."
+    """Gradient of the mean loss with respect to y for scores z.y/tau - log eta; its lengths are Eq. (25).
+
+    Raises ValueError naming the argument."""
     scores, z, y = linear_scores(embeddings, label_embeddings, noise_probs, temperature)
     return score_gradient(scores, candidates, positives).T @ z/(len(z)*temperature)

@@ -5,9 +5,23 @@
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/training/index.ipynb #7c54143e
+__doc__ = """One loop for images, graphs and features, on one device or many.
+
+    config       `TrainConfig`, and the learning rates that follow from it
+    evaluation   logits of a loader, the loss's own read-out, metrics
+    checkpoints  files, random states and stop signals, for a training that may be killed
+    loop         `fit`
+    nodes        the same on several GPUs or machines, from a notebook
+
+>>> from softnce.training import TrainConfig, fit
+>>> TrainConfig(epochs=2).lr
+0.001
+"""
+
 # %% ../../nbs/training/index.ipynb #65cd453f
 from softnce import _lazy
 
 # %% ../../nbs/training/index.ipynb #37f13a1c
-del __all__  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.training", "loop", "nodes")
+globals().pop("__all__", None)  # the names are those of the modules
+__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "loop", "nodes")

@@ -1,5 +1,8 @@
-"""The Snakefile on a real Slurm: `make test-cluster`. Needs root on Debian (tests/cluster/slurm installs and starts Slurm), or a script of
-your own in SOFTNCE_SLURM that takes the same words: up, lose NODE, return NODE, down. Runs are walks: seconds long, a checkpoint a step."""
+"""The Snakefile on a real Slurm: `make test-cluster`.
+
+Needs root on Debian (tests/cluster/slurm installs and starts Slurm), or a script of your own in SOFTNCE_SLURM that
+takes the same words: up, lose NODE, return NODE, down. Runs are walks: seconds long, a checkpoint a step.
+"""
 import json, os, random, re, shutil, subprocess, sys, threading, time
 from pathlib import Path
 
@@ -9,7 +12,9 @@ import yaml
 
 REPO, HERE = Path(__file__).parents[2], Path(__file__).parent
 SLURM = os.environ.get('SOFTNCE_SLURM', str(HERE/'slurm'))
-QUICK = ['--slurm-status-command', 'squeue', '--slurm-init-seconds-before-status-checks', '3', '--seconds-between-status-checks', '3']
+QUICK = ['--slurm-status-command', 'squeue', '--slurm-init-seconds-before-status-checks', '3',
+         '--seconds-between-status-checks', '3']
+SNAKEMAKE, SOFTNCE = [Path(sys.executable).with_name(name) for name in ('snakemake', 'softnce')]
 
 
 def sh(*cmd, check=True, **kw):
@@ -48,29 +53,37 @@ class Project:
     "A folder with the Snakefile and a config of walks."
     def __init__(self, folder, gpu=1, **parameters):
         self.folder, self.log = folder, folder/'head.log'
-        for name in ('Snakefile', 'profiles'): (shutil.copytree if (REPO/name).is_dir() else shutil.copy)(REPO/name, folder/name)
+        shutil.copy(REPO/'Snakefile', folder)
+        shutil.copytree(REPO/'profiles', folder/'profiles')
         for name in ('walk', 'walks'): shutil.copy(HERE/f'{name}.ipynb', folder)
-        self.config = {'targets': {'table1': {'notebook': 'walks.ipynb', 'parameters': parameters}}, 'resources': {'walk': {'gpu': gpu, 'mem_mb': 200, 'runtime': 10}}}
-        (folder/'walks.yaml').write_text(yaml.safe_dump(self.config))
+        config = {'targets': {'table1': {'notebook': 'walks.ipynb', 'parameters': parameters}},
+                  'resources': {'walk': {'gpu': gpu, 'mem_mb': 200, 'runtime': 10}}}
+        (folder/'walks.yaml').write_text(yaml.safe_dump(config))
     def snakemake(self, *args, profile='slurm', **kw):
-        command = [Path(sys.executable).with_name('snakemake'), '--profile', f'profiles/{profile}', '--configfile', 'walks.yaml', *(QUICK if profile == 'slurm' else []), *args]
-        with self.log.open('a') as log: return subprocess.Popen(list(map(str, command)), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, **kw)
-    def softnce(self, *args): return sh(Path(sys.executable).with_name('softnce'), *args, cwd=self.folder)
+        quick = QUICK if profile == 'slurm' else []
+        command = [SNAKEMAKE, '--profile', f'profiles/{profile}', '--configfile', 'walks.yaml', *quick, *args]
+        with self.log.open('a') as log:
+            return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, **kw)
+    def softnce(self, *args): return sh(SOFTNCE, *args, cwd=self.folder)
     def attempts(self):
         "One row per start of a walk, newest last: where, at which step; `finished` is True in the row of an end."
-        rows = [dict(id=p.parent.name, **json.loads(line)) for p in self.folder.glob('runs/walk/*/attempts.jsonl') for line in p.read_text().splitlines()]
+        rows = [dict(id=p.parent.name, **json.loads(line)) for p in self.folder.glob('runs/walk/*/attempts.jsonl')
+                for line in p.read_text().splitlines()]
         return sorted(rows, key=lambda r: r.get('at') or r.get('finished'))
-    def metrics(self): return {m['seed']: m['x'] for p in self.folder.glob('runs/walk/*/metrics.json') for m in [json.loads(p.read_text())]}
+    def metrics(self):
+        rows = [json.loads(p.read_text()) for p in self.folder.glob('runs/walk/*/metrics.json')]
+        return {row['seed']: row['x'] for row in rows}
+    def state(self): return f"{self.log.read_text()[-6000:]}\n{sh('squeue', check=False)}"
     def wait_for(self, condition, seconds=400):
         end = time.monotonic()+seconds
         while not (found := condition()):
-            assert time.monotonic() < end, f'never got there:\n{self.log.read_text()[-6000:]}\n{sh("squeue", check=False)}\n{self.attempts()}'
+            assert time.monotonic() < end, f'never got there:\n{self.state()}\n{self.attempts()}'
             time.sleep(.3)
         return found
     def finish(self, head, code=0, seconds=600):
         try: head.wait(seconds)
         except subprocess.TimeoutExpired: head.kill()
-        assert head.returncode == code, f'exit {head.returncode}:\n{self.log.read_text()[-6000:]}\n{sh("squeue", check=False)}'
+        assert head.returncode == code, f'exit {head.returncode}:\n{self.state()}'
 
 
 def undisturbed(seed, steps):
@@ -95,7 +108,8 @@ def test_four_runs_have_their_own_gpus(hurry, tmp_path):
     assert table['x'].tolist() == pytest.approx([undisturbed(s, 40) for s in range(4)], abs=1e-12)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob('runs/*/*/*')}
     project.finish(project.snakemake('table1'))
-    assert 'Nothing to be done' in project.log.read_text() and {p: p.stat().st_mtime_ns for p in tmp_path.glob('runs/*/*/*')} == before
+    assert 'Nothing to be done' in project.log.read_text()
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob('runs/*/*/*')} == before
 
 
 def test_a_failing_run_leaves_the_others(hurry, tmp_path):
@@ -104,8 +118,10 @@ def test_a_failing_run_leaves_the_others(hurry, tmp_path):
     assert project.metrics() == {s: undisturbed(s, 6) for s in (0, 1)}
     assert not list(tmp_path.glob('runs/walks/*/metrics.json')), 'no figure without its runs'
     text = project.softnce('status', 'runs', '--errors')
-    assert text.count('Traceback') == text.count('cell 4 of 5: RuntimeError: the step 3 that fails') == 2 and text.endswith('RuntimeError: the step 3 that fails')
-    assert re.search(r'5 runs: .*2 done', project.softnce('status', 'runs', '--config', 'walks.yaml')) and '2 failed' in project.softnce('status', 'runs')
+    error = 'RuntimeError: the step 3 that fails'
+    assert text.count('Traceback') == text.count(f'cell 4 of 5: {error}') == 2 and text.endswith(error)
+    assert re.search(r'5 runs: .*2 done', project.softnce('status', 'runs', '--config', 'walks.yaml'))
+    assert '2 failed' in project.softnce('status', 'runs')
 
 
 def test_a_wrong_partition(hurry, tmp_path):
@@ -124,12 +140,15 @@ def test_twelve_runs_one_preemption_one_lost_node_one_killed_head(hurry, tmp_pat
     def running(node):
         "Runs under way on a node, ten seconds or more from their end: what comes next hits them in the middle."
         jobs = sh('squeue', '-h', '-t', 'R', '-w', node, '-o', '%A').split()
-        return {p.parent.name for p in tmp_path.glob('runs/walk/*/history.csv') if 3 < p.read_text().count('\n') < steps-20
-                and json.loads((p.parent/'attempts.jsonl').read_text().splitlines()[-1]).get('job') in jobs}
+        def job(p): return json.loads((p.parent/'attempts.jsonl').read_text().splitlines()[-1]).get('job')
+        midway = [p for p in tmp_path.glob('runs/walk/*/history.csv') if 3 < p.read_text().count('\n') < steps-20]
+        return {p.parent.name for p in midway if job(p) in jobs}
     # a job of the gpu partition takes node n1: its runs checkpoint and go back to the queue
     preempted = project.wait_for(lambda: running('n1'))
-    sh('sbatch', '-p', 'gpu', '-w', 'n1', '--gpus=8', '-J', 'urgent', '-o', '/dev/null', '--wrap', 'sleep 5', cwd=tmp_path)
-    project.wait_for(lambda: all('stopped and unfinished' in (tmp_path/f'runs/walk/{i}/log.txt').read_text() for i in preempted))
+    urgent = ['-J', 'urgent', '-o', '/dev/null', '--wrap', 'sleep 5']
+    sh('sbatch', '-p', 'gpu', '-w', 'n1', '--gpus=8', *urgent, cwd=tmp_path)
+    def stopped(id): return 'stopped and unfinished' in (tmp_path/f'runs/walk/{id}/log.txt').read_text()
+    project.wait_for(lambda: all(map(stopped, preempted)))
     # node n2 dies with its runs
     lost = project.wait_for(lambda: running('n2')-preempted)
     sh(SLURM, 'lose', 'n2')
@@ -147,7 +166,9 @@ def test_twelve_runs_one_preemption_one_lost_node_one_killed_head(hurry, tmp_pat
     project.finish(head)
     # what happened
     attempts = project.attempts()
-    starts = {i: [a['start'] for a in attempts if a['id'] == i and 'start' in a] for i in {a['id'] for a in attempts}}
+    starts = {a['id']: [] for a in attempts}
+    for a in attempts:
+        if 'start' in a: starts[a['id']].append(a['start'])
     ends = [a['id'] for a in attempts if 'finished' in a]
     assert len(ends) == len(set(ends)) == len(starts) == 12, 'twelve runs, each finished once'
     for i in starts: assert (tmp_path/f'runs/walk/{i}/log.txt').read_text().count(': finished') == 1
@@ -155,33 +176,35 @@ def test_twelve_runs_one_preemption_one_lost_node_one_killed_head(hurry, tmp_pat
     assert 'jobs of an earlier Snakemake are still in the queue' in project.log.read_text()
     # and what it did not change
     assert project.metrics() == {s: undisturbed(s, steps) for s in range(12)}
-    for p in tmp_path.glob('runs/walk/*/history.csv'):  # a row after the last checkpoint may come twice, never out of step
+    for p in tmp_path.glob('runs/walk/*/history.csv'):  # a row after the last checkpoint may come twice
         rows = pd.read_csv(p).drop_duplicates()
         assert rows['step'].tolist() == list(range(1, steps+1))
-    print(f'starts of the runs: {starts}; preempted {sorted(preempted)}, lost {sorted(lost)}, {in_queue} jobs in the queue when the head was killed')
+    print(f'starts of the runs: {starts}; preempted {sorted(preempted)}, lost {sorted(lost)}, '
+          f'{in_queue} jobs in the queue when the head was killed')
 
 
 def test_one_run_on_two_nodes(hurry, tmp_path):
     "The notebook on the first node, its other ranks on the second; an error there is the error of the run."
     for name in ('ranks.ipynb', 'ranks_job.py'): shutil.copy(HERE/name, tmp_path)
-    softnce = Path(sys.executable).with_name('softnce')
-    def submit(fail): return sh('sbatch', '--wait', '-N', 2, '--ntasks-per-node=1', '--gpus-per-node=2', '-o', tmp_path/'job.txt',
-                                '--wrap', f'{softnce} run ranks.ipynb -p fail={fail}', cwd=tmp_path, check=False)
+    def submit(fail):
+        job = ['-o', tmp_path/'job.txt', '--wrap', f'{SOFTNCE} run ranks.ipynb -p fail={fail}']
+        sh('sbatch', '--wait', '-N', 2, '--ntasks-per-node=1', '--gpus-per-node=2', *job, cwd=tmp_path, check=False)
     submit(-1)
     rows = [json.loads(p.read_text()) for p in tmp_path.glob('runs/ranks/*/metrics.json')]
     assert rows == [dict(total=0+1+2+3, where='n1 n1 n2 n2')], (tmp_path/'job.txt').read_text()
     submit(3)
-    text = sh(softnce, 'status', 'runs', '--errors', cwd=tmp_path)
+    text = sh(SOFTNCE, 'status', 'runs', '--errors', cwd=tmp_path)
     logs = '\n'.join(p.read_text(errors='replace') for p in tmp_path.glob('runs/ranks/*/nodes-*/agent*.log'))
     assert 'rank 3 of 4 failed' in text and text.endswith('RuntimeError: rank 3 has no data'), text+logs
 
 
 def test_images_on_two_nodes_are_images_on_one(hurry, tmp_path):
     "Two ranks train to the same numbers, whether on one node or on two."
-    softnce = Path(sys.executable).with_name('softnce')
     for nodes, processes in ((2, 1), (1, 2)):
-        sh('sbatch', '--wait', '-N', nodes, '--ntasks-per-node=1', '-c', processes, '-o', tmp_path/f'job{nodes}.txt',
-           '--wrap', f'{softnce} run images -p epochs=1 -p warmup_epochs=0 -p device=cpu -p nodes={nodes} -p processes={processes}', cwd=tmp_path, check=False)
+        settings = f'epochs=1 warmup_epochs=0 device=cpu nodes={nodes} processes={processes}'.split()
+        command = ' '.join([f'{SOFTNCE} run images', *(f'-p {s}' for s in settings)])
+        job = ['-o', tmp_path/f'job{nodes}.txt', '--wrap', command]
+        sh('sbatch', '--wait', '-N', nodes, '--ntasks-per-node=1', '-c', processes, *job, cwd=tmp_path, check=False)
     found = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob('runs/images/*/metrics.json')}
     assert len(found) == 2, [(tmp_path/f'job{n}.txt').read_text() for n in (1, 2)]
     one, two = found.values()

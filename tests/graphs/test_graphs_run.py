@@ -1,15 +1,21 @@
-"experiments/graphs: a run that is killed and started again ends with the numbers of one that was not; a damaged file stops it with its name."
+"""experiments/graphs: a run that is killed and started again ends with the numbers of one that was not; a damaged file
+stops it with its name."""
 import json, os, shutil, signal, subprocess, sys, time
-from pathlib import Path
-import pandas as pd, pytest
+
+import pandas as pd
+import pytest
 for name in ('h5py', 'torch_geometric', 'papermill'): pytest.importorskip(name)
 from softnce.graphs.celltype import RAW
 
-TINY = "losses=['nll','soft_distribution_info_nce','soft_target_info_nce'] folds=[1] per_stage=2 cells=[40,60] depth=2 hidden=8 batch_size=3 epochs_hard=4 epochs_soft=4".split()
-TEST = [sys.executable, '-c', 'from softnce.runs.runs import main; main()', 'run', 'graphs', *[a for p in TINY for a in ('-p', p)]]
+TINY = """losses=['nll','soft_distribution_info_nce','soft_target_info_nce'] folds=[1] per_stage=2 cells=[40,60]
+    depth=2 hidden=8 batch_size=3 epochs_hard=4 epochs_soft=4""".split()
+RUN = [sys.executable, '-c', 'from softnce.runs.cli import main; main()', 'run', 'graphs']
+TEST = [*RUN, *[a for p in TINY for a in ('-p', p)]]
 
 
-def start(out, *more): return subprocess.Popen([*TEST, *more, '--out', str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+def start(out, *more):
+    return subprocess.Popen([*TEST, *more, '--out', str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True)
 
 
 def finished(process):
@@ -32,7 +38,8 @@ def test_a_killed_run_ends_like_the_others(tmp_path, rows, sign):
     os.killpg(process.pid, sign) if sign == signal.SIGKILL else process.send_signal(sign)
     process.wait(120)
     assert not list((tmp_path/'cut').rglob('metrics.json'))
-    assert 'resuming' in finished(start(tmp_path/'cut', '--wait'))  # the orphaned kernel holds the lock until it notices
+    again = finished(start(tmp_path/'cut', '--wait'))  # the orphaned kernel holds the lock until it notices
+    assert 'resuming' in again
     whole, cut = (json.loads(next((tmp_path/n).rglob('metrics.json')).read_text()) for n in ('whole', 'cut'))
     assert cut == whole and len(whole) == 3*9 and all(r['synthetic'] for r in whole)
     a, b = (pd.read_csv(next((tmp_path/n).rglob('history.csv'))) for n in ('whole', 'cut'))
@@ -50,5 +57,6 @@ def test_a_damaged_file_stops_the_run_with_its_name(tissue, tmp_path):
 
 
 def test_a_fold_that_synthetic_tissue_does_not_have(tmp_path):
-    done = subprocess.run([*TEST[:5], '-p', 'folds=[0,3]', '--out', str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 1 and 'folds must be below per_stage=3 on synthetic tissue, got [0, 3]' in done.stderr, done.stderr
+    done = subprocess.run([*RUN, '-p', 'folds=[0,3]', '--out', str(tmp_path)], capture_output=True, text=True)
+    said = 'folds must be below per_stage=3 on synthetic tissue, got [0, 3]'
+    assert done.returncode == 1 and said in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""softnce.peers: each loss against its paper's formula in literal loops, its gradient, read-out, precisions and errors."""
+"""softnce.peers: each loss against its paper's formula in literal loops, gradient, read-out, precisions and errors."""
 import copy
 import math
 
@@ -11,15 +11,18 @@ import oracles as o
 from softnce import targets as targets_module
 from softnce.losses import info_nce, soft_target_cross_entropy, soft_target_info_nce
 from softnce.noise import ClosedForm, ContinuousCategorical
-from softnce.peers import (BinaryCrossEntropy, ContinuousCategoricalNLL, Distillation, GeneralizedSupervisedContrastive, LogitAdjustedCrossEntropy,
-                           SoftInfoNCE, binary_cross_entropy, continuous_categorical_nll, distillation, generalized_supervised_contrastive,
-                           logit_adjusted_cross_entropy, negative_weights, soft_info_nce)
+from softnce.peers import (BinaryCrossEntropy, ContinuousCategoricalNLL, Distillation,
+                           GeneralizedSupervisedContrastive, LogitAdjustedCrossEntropy, SoftInfoNCE,
+                           binary_cross_entropy, continuous_categorical_nll, distillation,
+                           generalized_supervised_contrastive, logit_adjusted_cross_entropy, negative_weights,
+                           soft_info_nce)
 from softnce.targets import SparseTargets, smooth
 
 N, K, D = 5, 4, 3
 X, V, Z = (o.logits(N, k, seed).detach() for k, seed in ((K, 0), (K, 1), (D, 2)))
 T, Y, PI = o.simplex(N, K), torch.tensor([0, 2, 1, 0, 3]), o.noise(K)
-SPARSE = SparseTargets(torch.tensor([[0, 1], [2, 2], [1, 3], [0, 2], [3, 0]]), o.simplex(N, 2, 5), epsilon=.1, num_classes=K)
+SPARSE = SparseTargets(torch.tensor([[0, 1], [2, 2], [1, 3], [0, 2], [3, 0]]), o.simplex(N, 2, 5),
+                       epsilon=.1, num_classes=K)
 TAU = .7
 
 
@@ -36,7 +39,7 @@ def cross_entropy(weights, probs):
 
 
 def cc_literal(l, t, tau=TAU):
-    "-<alpha, l/tau> + log of the divided difference of exp at l/tau (Hermite, Genocchi), for distinct logits; by the textbook sum."
+    "-<alpha, l/tau> + log of the divided difference of exp at l/tau, for distinct logits; by the textbook sum."
     rows = []
     for row, alpha in zip(l/tau, t):
         integral = 0.
@@ -76,7 +79,7 @@ def cosine(a, b):
 
 
 def soft_info_nce_literal(l, t, tau=TAU, alpha=.8, beta=1., t_s=.3):
-    "InfoNCE with w_ij = (beta - alpha sim_ij)/(beta - alpha/(N-1)) on the negatives, sim a softmax over them of target similarity."
+    "InfoNCE, negatives weighted by (beta - alpha sim_ij)/(beta - alpha/(N-1)), sim a softmax of target similarity."
     s, rows = o.scores(l, PI, tau), []
     for i in range(len(l)):
         others = [j for j in range(len(l)) if j != i]
@@ -117,23 +120,29 @@ def distillation_literal(l, t, temperature=3., h=.3):
     return torch.stack(rows)
 
 
+ADJUSTED = {'class_probs': PI, 'strength': 1.5, 'temperature': TAU}
+WEIGHTED = {'strength': .8, 'similarity_temperature': .3, 'noise_probs': PI, 'temperature': TAU}
+XCLR = {'temperature': TAU, 'similarity_temperature': .2}
+DISTILLED = {'temperature': 3., 'hard_weight': .3}
 PEERS = {  # name -> (loss, literal formula, input)
     'cc': (lambda l, t, **kw: continuous_categorical_nll(l, t, **{'temperature': TAU, **kw}), cc_literal, X),
     'bce': (lambda l, t, **kw: binary_cross_entropy(l, t, **{'temperature': TAU, **kw}), bce_literal, X),
-    'adjusted': (lambda l, t, **kw: logit_adjusted_cross_entropy(l, t, **{'class_probs': PI, 'strength': 1.5, 'temperature': TAU, **kw}), adjusted_literal, X),
-    'soft_info_nce': (lambda l, t, **kw: soft_info_nce(l, t, **{'strength': .8, 'similarity_temperature': .3, 'noise_probs': PI, 'temperature': TAU, **kw}),
-                      soft_info_nce_literal, X),
-    'genscl': (lambda z, t, **kw: generalized_supervised_contrastive(z, t, **{'temperature': TAU, **kw}), contrastive_literal, Z),
-    'xclr': (lambda z, t, **kw: generalized_supervised_contrastive(z, t, **{'temperature': TAU, 'similarity_temperature': .2, **kw}),
+    'adjusted': (lambda l, t, **kw: logit_adjusted_cross_entropy(l, t, **ADJUSTED | kw), adjusted_literal, X),
+    'soft_info_nce': (lambda l, t, **kw: soft_info_nce(l, t, **WEIGHTED | kw), soft_info_nce_literal, X),
+    'genscl': (lambda z, t, **kw: generalized_supervised_contrastive(z, t, **{'temperature': TAU} | kw),
+               contrastive_literal, Z),
+    'xclr': (lambda z, t, **kw: generalized_supervised_contrastive(z, t, **XCLR | kw),
              lambda z, t: contrastive_literal(z, t, t_s=.2), Z),
-    'distillation': (lambda l, t, **kw: distillation(l, t, V.to(l.dtype), **{'temperature': 3., 'hard_weight': .3, **kw}), distillation_literal, X),
+    'distillation': (lambda l, t, **kw: distillation(l, t, V.to(l.dtype), **DISTILLED | kw), distillation_literal, X),
 }
 MODULES = {
-    'cc': ContinuousCategoricalNLL(TAU), 'bce': BinaryCrossEntropy(TAU), 'adjusted': LogitAdjustedCrossEntropy(PI, 1.5, TAU),
+    'cc': ContinuousCategoricalNLL(TAU), 'bce': BinaryCrossEntropy(TAU),
+    'adjusted': LogitAdjustedCrossEntropy(PI, 1.5, TAU),
     'soft_info_nce': SoftInfoNCE(PI, TAU, .8, .3), 'genscl': GeneralizedSupervisedContrastive(TAU),
     'xclr': GeneralizedSupervisedContrastive(TAU, .2), 'distillation': Distillation(3., .3),
 }
-KINDS = {'dense': (T, T), 'ids': (Y, o.dense(Y, K)), 'sparse': (SPARSE, o.dense_sparse(SPARSE.indices, SPARSE.weights, .1, K))}
+KINDS = {'dense': (T, T), 'ids': (Y, o.dense(Y, K)),
+         'sparse': (SPARSE, o.dense_sparse(SPARSE.indices, SPARSE.weights, .1, K))}
 
 
 def same(a, b, tol=1e-12): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
@@ -153,7 +162,8 @@ def test_formula(name, kind):
 @pytest.mark.parametrize('name', PEERS)
 def test_gradcheck(name):
     loss, _, x = PEERS[name]
-    for t in (T, Y, SPARSE): assert torch.autograd.gradcheck(lambda l: loss(l, t, reduction='none'), (x.clone().requires_grad_(),))
+    for t in (T, Y, SPARSE):
+        assert torch.autograd.gradcheck(lambda l: loss(l, t, reduction='none'), (x.clone().requires_grad_(),))
 
 
 @pytest.mark.parametrize('name', PEERS)
@@ -192,9 +202,11 @@ def test_errors(name):
             with refuses('targets'): loss(x, bad)
     for bad in (0., -1., math.nan, math.inf):
         with refuses(f'temperature.*{bad}'): loss(x, T, temperature=bad)
-        with refuses(f'temperature.*{bad}'): type(MODULES[name])(**({'class_probs': PI} if name == 'adjusted' else {}), temperature=bad)
+        with refuses(f'temperature.*{bad}'):
+            type(MODULES[name])(**({'class_probs': PI} if name == 'adjusted' else {}), temperature=bad)
     with refuses("reduction.*'average'"): loss(x, T, reduction='average')
-    with refuses("reduction.*'average'"): type(MODULES[name])(**({'class_probs': PI} if name == 'adjusted' else {}), reduction='average')
+    with refuses("reduction.*'average'"):
+        type(MODULES[name])(**({'class_probs': PI} if name == 'adjusted' else {}), reduction='average')
 
 
 @pytest.mark.parametrize('name', ['cc', 'bce', 'adjusted', 'soft_info_nce', 'distillation'])
@@ -213,10 +225,11 @@ EPS = .2
 
 
 def minimise(loss, num_classes=3):
-    "Free logits of each input that minimise the exact mean of `loss` over smoothed labels; and the size of the gradient there."
+    "Free logits that minimise the exact mean of `loss` over smoothed labels; and the size of the gradient there."
     logits = torch.zeros(2, num_classes, dtype=torch.float64, requires_grad=True)
     alpha = smooth(torch.eye(num_classes, dtype=torch.float64), EPS)
-    optimizer = torch.optim.LBFGS([logits], max_iter=1000, tolerance_grad=1e-14, tolerance_change=1e-18, line_search_fn='strong_wolfe')
+    optimizer = torch.optim.LBFGS([logits], max_iter=1000, tolerance_grad=1e-14, tolerance_change=1e-18,
+                                  line_search_fn='strong_wolfe')
 
     def mean_loss():
         optimizer.zero_grad()
@@ -228,7 +241,8 @@ def minimise(loss, num_classes=3):
     return logits.detach()
 
 
-@pytest.mark.parametrize('module', [ContinuousCategoricalNLL(TAU, 'none'), BinaryCrossEntropy(TAU, 'none')], ids=['cc', 'bce'])
+@pytest.mark.parametrize('module', [ContinuousCategoricalNLL(TAU, 'none'), BinaryCrossEntropy(TAU, 'none')],
+                         ids=['cc', 'bce'])
 def test_probs_at_the_optimum(module):
     logits = minimise(module)
     same(module.probs(logits, EPS), P, 1e-6)
@@ -271,7 +285,8 @@ def test_cc_against_exact_arithmetic(k, scale):
 
 
 def test_cc_with_a_thousand_classes():
-    "At equal logits the normaliser is 1/(K-1)! and the gradient 1/K - alpha; elsewhere the gradient is the mean of the law less the target."
+    """At equal logits the normaliser is 1/(K-1)! and the gradient 1/K - alpha; elsewhere the gradient is the mean of
+    the law less the target."""
     l, t = torch.zeros(2, 1000, dtype=torch.float64, requires_grad=True), o.simplex(2, 1000)
     value = continuous_categorical_nll(l, t, reduction='none')
     same(value.detach(), torch.full((2,), -math.lgamma(1000), dtype=torch.float64))
@@ -330,22 +345,26 @@ def test_bce_of_large_logits():
     torch.testing.assert_close(loss.item(), 2e4 + math.log(2), rtol=1e-6, atol=0)
     loss.backward()
     torch.testing.assert_close(big.grad, torch.tensor([[1., -1., .5]]))
-    torch.testing.assert_close(BinaryCrossEntropy().probs(torch.tensor([[-900., -901., -990.]])).sum(), torch.tensor(1.))
+    torch.testing.assert_close(BinaryCrossEntropy().probs(torch.tensor([[-900., -901., -990.]])).sum(),
+                               torch.tensor(1.))
 
 
 # ---------------------------------------------------------------- Soft-InfoNCE
 def test_negative_weights():
     similarity = o.simplex(6, 6)
     weights = negative_weights(similarity, strength=4.5, similarity_temperature=.02)
-    assert weights.shape == (6, 5) and (weights >= 0).all() and (weights == 0).any()       # cut off where the formula is negative
+    # cut off where the formula is negative
+    assert weights.shape == (6, 5) and (weights >= 0).all() and (weights == 0).any()
     same(weights.mean(1), torch.ones(6, dtype=torch.float64))
     same(negative_weights(similarity, 0.), torch.ones(6, 5, dtype=torch.float64))
     near = similarity.clone().fill_diagonal_(-math.inf).argmax(1)
-    for i in range(6): assert weights[i].argmin() == near[i] - int(near[i] > i)             # the nearest negative weighs least
+    # the nearest negative weighs least
+    for i in range(6): assert weights[i].argmin() == near[i] - int(near[i] > i)
 
 
 def test_soft_info_nce_at_zero_strength_and_with_cut_off_weights():
-    same(soft_info_nce(X, T, strength=0., noise_probs=PI, reduction='none'), soft_target_info_nce(X, T, noise_probs=PI, reduction='none'))
+    same(soft_info_nce(X, T, strength=0., noise_probs=PI, reduction='none'),
+         soft_target_info_nce(X, T, noise_probs=PI, reduction='none'))
     strong = dict(strength=3.5, similarity_temperature=.01)
     value, (grad,) = o.value_and_grad(lambda l: soft_info_nce(l, Y, reduction='none', **strong), X)
     assert value.isfinite().all() and grad.isfinite().all()
@@ -370,7 +389,8 @@ def test_soft_info_nce_errors():
 def test_contrastive_scale_and_limits():
     same(generalized_supervised_contrastive(7*Z, T), generalized_supervised_contrastive(Z, T))
     y = torch.tensor([0, 1, 0, 1, 1])
-    same(generalized_supervised_contrastive(Z, y, similarity_temperature=1e-3), generalized_supervised_contrastive(Z, y))
+    same(generalized_supervised_contrastive(Z, y, similarity_temperature=1e-3),
+         generalized_supervised_contrastive(Z, y))
     assert generalized_supervised_contrastive(Z, torch.arange(N)) == 0                 # no row has a positive
     assert not hasattr(GeneralizedSupervisedContrastive(), 'probs')
 
@@ -379,7 +399,8 @@ def test_contrastive_errors():
     with refuses('embeddings.*2 rows.*1'): generalized_supervised_contrastive(Z[:1], T[:1])
     with refuses('targets.*5 rows like the embeddings.*3'): generalized_supervised_contrastive(Z, T[:3])
     for bad in (0., -1., math.nan, math.inf):
-        with refuses(f'similarity_temperature.*{bad}'): generalized_supervised_contrastive(Z, T, similarity_temperature=bad)
+        with refuses(f'similarity_temperature.*{bad}'):
+            generalized_supervised_contrastive(Z, T, similarity_temperature=bad)
         with refuses(f'similarity_temperature.*{bad}'): GeneralizedSupervisedContrastive(similarity_temperature=bad)
 
 
@@ -395,7 +416,8 @@ def test_distillation_gradient_at_high_temperature():
     gap = X - V
     wanted = (gap - gap.mean(1, keepdim=True))/K
     for temperature in (1e2, 1e4):
-        grad = torch.func.grad(lambda l: distillation(l, None, V, temperature=temperature, hard_weight=0., reduction='sum'))(X)
+        soft_term = lambda l: distillation(l, None, V, temperature=temperature, hard_weight=0., reduction='sum')
+        grad = torch.func.grad(soft_term)(X)
         torch.testing.assert_close(grad, wanted, rtol=0, atol=5/temperature)
 
 

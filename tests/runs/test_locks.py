@@ -1,4 +1,4 @@
-"softnce.runs.locks: one writer, owners that died, owners elsewhere, file systems without flock, and a lock that is lost."
+"softnce.runs.locks: one writer, owners that died or are elsewhere, file systems without flock, a lock that is lost."
 import errno, fcntl, json, multiprocessing, os, subprocess, sys, threading, time
 
 import pytest
@@ -7,16 +7,23 @@ import softnce.runs.locks as locks
 from softnce.runs.locks import RunLocked, lock
 
 
+def failing(number):
+    "A call to the system that ends in this error."
+    def call(*args): raise OSError(number, os.strerror(number))
+    return call
+
+
 def elsewhere(folder, age=0., **changes):
     "A lock that a process of another machine holds, its last heartbeat `age` seconds ago."
-    (folder/'.owner').write_text(json.dumps({**locks._me(), 'host': 'node7', 'pid': 4711, **changes}))
+    (folder/'.owner').write_text(json.dumps({**locks._this_process(), 'host': 'node7', 'pid': 4711, **changes}))
     os.utime(folder/'.owner', (time.time()-age,)*2)
 
 
 def test_lock(tmp_path):
     with lock(tmp_path) as held:
         assert held.mine() and not held.lost
-        with pytest.raises(RunLocked, match=f'already being written by process {os.getpid()} on .*; wait for it to end'):
+        message = f'already being written by process {os.getpid()} on .*; wait for it to end'
+        with pytest.raises(RunLocked, match=message):
             with lock(tmp_path): pass
         assert held.mine()
     assert [p.name for p in tmp_path.iterdir()] == ['.lock']
@@ -25,8 +32,9 @@ def test_lock(tmp_path):
 
 @pytest.mark.parametrize('flock', [True, False])
 def test_another_process_and_its_death(tmp_path, monkeypatch, flock):
-    if not flock: monkeypatch.setattr(fcntl, 'flock', lambda *a: (_ for _ in ()).throw(OSError(errno.ENOLCK, 'no locks')))
-    code = f"import sys, time\nfrom softnce.runs.locks import lock\nwith lock({str(tmp_path)!r}): print('held', flush=True); time.sleep(300)"
+    if not flock: monkeypatch.setattr(fcntl, 'flock', failing(errno.ENOLCK))
+    code = (f"import sys, time\nfrom softnce.runs import lock\n"
+            f"with lock({str(tmp_path)!r}): print('held', flush=True); time.sleep(300)")
     with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == 'held\n'
         with pytest.raises(RunLocked, match=f'process {other.pid} on '):
@@ -53,7 +61,7 @@ def test_the_slurm_job_is_named(tmp_path):
 
 def test_a_process_id_used_again(tmp_path):
     "The owner's id is that of a living process, which started at another time."
-    (tmp_path/'.owner').write_text(json.dumps({**locks._me(), 'token': 'x', 'start': '1'}))
+    (tmp_path/'.owner').write_text(json.dumps({**locks._this_process(), 'token': 'x', 'start': '1'}))
     with lock(tmp_path) as held: assert held.mine()
 
 
@@ -85,12 +93,14 @@ def test_wait(tmp_path, capsys):
 
 
 def test_a_lost_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, 'BEAT', .05)
+    monkeypatch.setattr(locks, 'HEARTBEAT', .05)
     told = threading.Event()
     with lock(tmp_path) as held:
         held.on_lost = told.set
         beats, end = set(), time.monotonic()+60
-        while len(beats) < 4 and time.monotonic() < end: beats.add((tmp_path/'.owner').stat().st_mtime_ns); time.sleep(.01)
+        while len(beats) < 4 and time.monotonic() < end:
+            beats.add((tmp_path/'.owner').stat().st_mtime_ns)
+            time.sleep(.01)
         assert len(beats) == 4 and not told.is_set()
         elsewhere(tmp_path)
         assert told.wait(60) and held.lost
@@ -98,17 +108,17 @@ def test_a_lost_lock(tmp_path, monkeypatch):
 
 
 def test_a_file_system_that_does_not_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, 'BEAT', .05), monkeypatch.setattr(locks, 'STALE', .5)
+    monkeypatch.setattr(locks, 'HEARTBEAT', .05), monkeypatch.setattr(locks, 'GONE_AFTER', .5)
     told = threading.Event()
     with lock(tmp_path) as held:
         held.on_lost = told.set
-        monkeypatch.setattr(os, 'utime', lambda *a: (_ for _ in ()).throw(OSError(errno.EIO, 'I/O')))
+        monkeypatch.setattr(os, 'utime', failing(errno.EIO))
         assert told.wait(60) and held.lost
 
 
 def count(folder, shared, barrier):
     "Without flock, as on some shared file systems: take the lock, be alone for a moment."
-    fcntl.flock = lambda *a: (_ for _ in ()).throw(OSError(errno.ENOTSUP, 'no locks'))
+    fcntl.flock = failing(errno.ENOTSUP)
     barrier.wait()
     with lock(folder, wait=True):
         shared[0] += 1

@@ -10,8 +10,8 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"tools"))
-from check import LOCAL
 from common import notebooks, read
+from rules import LOCAL, pages, sidebar
 
 DOCS, NBS = ROOT/"_docs", ROOT/"nbs"
 NAMES = [str(p.relative_to(NBS)) for p in notebooks()]
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="session")
 def build_error():
     "What building the site said where it failed, else nothing; it is built where a source is newer."
-    if not (shutil.which("quarto") or shutil.which("smalldocs")): pytest.skip("no renderer: neither quarto nor smalldocs is on PATH")
+    if not (shutil.which("quarto") or shutil.which("smalldocs")): pytest.skip("neither quarto nor smalldocs is on PATH")
     sources = [*NBS.rglob("*"), *(ROOT/"tools").glob("*.py"), ROOT/"_quarto.yml", ROOT/"settings.ini"]
     index = DOCS/"index.html"
     with FileLock(Path(tempfile.gettempdir())/f"{ROOT.name}-site.lock"):  # test workers build it one after the other
@@ -74,23 +74,16 @@ def words(text): return re.sub(r"[^A-Za-z0-9]+", "", re.sub(r"\]\([^)]*\)", "", 
 def shown(nb): return [c for c in nb["cells"] if not re.search(r"^#\|\s*(hide|include:\s*false)\b", c["source"], re.M)]
 
 
-def entries(o):
-    "The notebooks in a sidebar, in order."
-    if isinstance(o, str): return [o]
-    if isinstance(o, list): return [e for x in o for e in entries(x)]
-    return entries(o.get("contents", o.get("href", [])))
-
-
 def test_sidebar_names_every_notebook_once():
-    sidebar = entries(yaml.safe_load((NBS/"sidebar.yml").read_text())["website"]["sidebar"]["contents"])
-    assert sorted(sidebar) == sorted(NAMES)
+    assert sorted(pages(sidebar(ROOT))) == sorted(NAMES)
 
 
 def test_site_settings_agree_with_settings_ini():
     ini = configparser.ConfigParser(delimiters=["="])
     ini.read(ROOT/"settings.ini")
     cfg, web = ini["DEFAULT"], yaml.safe_load((ROOT/"_quarto.yml").read_text())["website"]
-    assert (web["title"], web["site-url"], web["repo-url"]) == (cfg["title"], cfg["doc_host"]+cfg["doc_baseurl"], cfg["git_url"])
+    assert web["title"] == cfg["title"] and web["repo-url"] == cfg["git_url"]
+    assert web["site-url"] == cfg["doc_host"]+cfg["doc_baseurl"]
 
 
 def test_the_site_builds(build_error):
@@ -157,7 +150,8 @@ def test_api_entries(site, name):
         assert here.headings.count(o.name) == 1, f"{o.name} has {here.headings.count(o.name)} entries"
         doc = ast.get_docstring(o)
         assert doc, f"{o.name} has no docstring"
-        assert text.count(words(doc.split("\n")[0])) == 1, f"the docstring of {o.name} is on the page {text.count(words(doc))} times"
+        times = text.count(words(doc.split("\n")[0]))
+        assert times == 1, f"the docstring of {o.name} is on the page {times} times"
         args = [] if isinstance(o, ast.ClassDef) else [a for a in o.args.args if a.arg != "self"]
         for a in args: assert words(a.arg) in text
     assert not re.search(r"\[`\w+`\]\(http", here.text), "a link inside code"
@@ -176,13 +170,15 @@ def test_links_of_the_readme_lead_somewhere():
 
 
 SOURCES = {
-    'def f(x, # input\n      y,\n     ): # output\n    "What it is."\n    # why\n    return x': "    # why\n    return x",
+    'def f(x, # input\n      y,\n     ): # output\n    "What it is."\n    # why\n    return x':
+        "    # why\n    return x",
     'def f(x):\n    """Long.\n\n    More."""\n    return x': "    return x",
     'def f(x): return x': "    return x",
     'def f(x): # number\n    y = 1\n\n    return x + y': "    y = 1\n\n    return x + y",
     'def f(x):\n    "Only words."': "",
     'class E(ValueError):\n    "Only words."': "",
-    '@dataclass\nclass A:\n    "Words."\n    x:int=1\n    def g(self): return 2': "@dataclass\nclass A:\n    x:int=1\n    def g(self): return 2",
+    '@dataclass\nclass A:\n    "Words."\n    x:int=1\n    def g(self): return 2':
+        "@dataclass\nclass A:\n    x:int=1\n    def g(self): return 2",
 }
 
 @pytest.mark.parametrize("src", SOURCES)

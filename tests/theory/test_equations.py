@@ -1,8 +1,9 @@
 """One independent check for every numbered equation of the paper: `pytest tests/test_equations.py -k "eq[17]"`.
 
-Each is written from the paper's text with plain loops in float64 and compared with the package afterwards. Means over tuples are exact: sums
-over every tuple of labels, Gauss quadrature over the simplex for Eq. (4). Where an equation is wrong as printed, `fails` states by how much; the
-corrected form holds at 1e-12. An equation that only defines something is checked in its use.
+Each is written from the paper's text with plain loops in float64 and compared with the package afterwards. Means over
+tuples are exact: sums over every tuple of labels, Gauss quadrature over the simplex for Eq. (4). Where an equation is
+wrong as printed, `fails` states by how much; the corrected form holds at 1e-12. An equation that only defines something
+is checked in its use.
 """
 import itertools
 import math
@@ -46,12 +47,14 @@ def floats(x): return x.tolist()
 
 
 def holds(got, wanted, tol=1e-12):
-    torch.testing.assert_close(torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(wanted, dtype=torch.float64), rtol=tol, atol=tol)
+    torch.testing.assert_close(torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(wanted, dtype=torch.float64),
+                               rtol=tol, atol=tol)
 
 
 def fails(printed, true, by):
     "The printed form is off by `by`, given to four digits: the largest difference of the two."
-    off = (torch.as_tensor(printed, dtype=torch.float64) - torch.as_tensor(true, dtype=torch.float64)).abs().max().item()
+    off = (torch.as_tensor(printed, dtype=torch.float64)
+           - torch.as_tensor(true, dtype=torch.float64)).abs().max().item()
     assert abs(off - by) <= 6e-4*by, off
 
 
@@ -83,7 +86,8 @@ def _():
         q = math.exp(logits[k])/sum(math.exp(l) for l in logits)
         holds(losses.nll(t([logits]), torch.tensor([k])), -math.log(q))
         holds(losses.nll(t([logits])*3, torch.tensor([k]), temperature=3.), -math.log(q))
-    # "assumes a degenerate conditional": the mean of (1) over labels drawn from p is least at p, and not at the most probable label
+    # "assumes a degenerate conditional": the mean of (1) over labels drawn from p is least at p, and not at the most
+    # probable label
     mean_nll = lambda l: sum(p*-torch.log_softmax(l, 0)[k] for k, p in enumerate(P))
     holds(gradient(mean_nll, [math.log(p) for p in P]), [0.]*3)
     fails(softmax([math.log(p) for p in P]), delta(0), by=.4)
@@ -114,7 +118,8 @@ def _():
 # ---------------------------------------------------------------- Eq. (4), by quadrature
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
 NODES, WEIGHTS = ((NODES + 1)/2).tolist(), (WEIGHTS/2).tolist()
-SIMPLEX = [([u, (1 - u)*v, (1 - u)*(1 - v)], a*b*(1 - u)) for (u, a), (v, b) in itertools.product(zip(NODES, WEIGHTS), repeat=2)]
+SIMPLEX = [([u, (1 - u)*v, (1 - u)*(1 - v)], a*b*(1 - u))
+           for (u, a), (v, b) in itertools.product(zip(NODES, WEIGHTS), repeat=2)]
 
 
 def unnormalised(alpha, lam): return math.prod(l**a for l, a in zip(lam, alpha))
@@ -125,7 +130,8 @@ def density(alpha, lam): return unnormalised(alpha, lam)/normaliser(tuple(lam))
 def normaliser(lam): return math.fsum(w*unnormalised(alpha, lam) for alpha, w in SIMPLEX)
 
 
-def textbook(lam): return sum(l/math.prod(math.log(l) - math.log(m) for j, m in enumerate(lam) if j != i) for i, l in enumerate(lam))
+def textbook(lam):
+    return sum(l/math.prod(math.log(l) - math.log(m) for j, m in enumerate(lam) if j != i) for i, l in enumerate(lam))
 
 
 @equation(4)
@@ -140,7 +146,8 @@ def _():
     lam = smoothed(delta(0), EPS)
     with pytest.raises(ZeroDivisionError): textbook(lam)
     holds(ContinuousCategorical(t(lam)).log_normalizer, math.log(normaliser(tuple(lam))))
-    with pytest.raises(ValueError, match='probs must be positive'): ContinuousCategorical(t(delta(0)))  # and a label itself has no such law
+    # and a label itself has no such law
+    with pytest.raises(ValueError, match='probs must be positive'): ContinuousCategorical(t(delta(0)))
 
 
 # ---------------------------------------------------------------- Eq. (5)
@@ -154,7 +161,8 @@ def _():
     tau, labels = .5, [0, 2, 1, 1]
     logits = [dot(Z, w) for w in W]
     s = [l/tau - math.log(e) for l, e in zip(logits, ETA)]  # s(z, y; tau, eta), as defined below Eq. (5)
-    package = losses.info_nce(t([logits]), torch.tensor(labels[:1]), noise_probs=t(ETA), temperature=tau, noise_samples=torch.tensor(labels[1:]))
+    package = losses.info_nce(t([logits]), torch.tensor(labels[:1]),
+                              noise_probs=t(ETA), temperature=tau, noise_samples=torch.tensor(labels[1:]))
     holds(package, eq5(s, labels))
     fails(eq5(s, labels, tau), package, by=1.243)  # exp(s/tau) as printed: the temperature divides twice
     # at the optimum, s = log(p/eta), exp(z.y/tau) is proportional to p; with the temperature twice it is not
@@ -172,8 +180,10 @@ def _():
 def _():
     by_hand = [math.exp(dot(Z, w))/sum(math.exp(dot(Z, v)) for v in W) for w in W]
     holds(gmm.conditional(t([Z]), t(W))[0], by_hand)
-    for k in range(3): holds(losses.nll(t([[dot(Z, w) for w in W]]), torch.tensor([k])), -math.log(by_hand[k]))  # Eq. (1) is its likelihood
-    points, labels = gmm.sample_labels(t([Z]), t(W), 20_000, np.random.default_rng(0))  # used: the labels of the toy experiment
+    # Eq. (1) is its likelihood
+    for k in range(3): holds(losses.nll(t([[dot(Z, w) for w in W]]), torch.tensor([k])), -math.log(by_hand[k]))
+    # used: the labels of the toy experiment
+    points, labels = gmm.sample_labels(t([Z]), t(W), 20_000, np.random.default_rng(0))
     frequencies = np.bincount(np.asarray(labels), minlength=3)/20_000
     assert np.abs(frequencies - by_hand).max() < .01 and np.unique(points).tolist() == [0]
 
@@ -181,7 +191,8 @@ def _():
 # ---------------------------------------------------------------- Eqs. (7)-(9)
 def eq7(T, k): return density(T[k], P)*math.prod(density(a, ETA) for i, a in enumerate(T) if i != k)
 def eq8(T): return math.prod(density(a, ETA) for a in T)*sum(density(a, P)/density(a, ETA) for a in T)/len(T)
-def eq9(T, k): return math.prod(r**a for r, a in zip(RATIO, T[k]))/sum(math.prod(r**a for r, a in zip(RATIO, row)) for row in T)
+def eq9(T, k):
+    return math.prod(r**a for r, a in zip(RATIO, T[k]))/sum(math.prod(r**a for r, a in zip(RATIO, row)) for row in T)
 
 
 @equation(7)
@@ -190,7 +201,8 @@ def _():
         holds(eq7(TUPLE, k), density(TUPLE[k], P)/density(TUPLE[k], ETA)*math.prod(density(a, ETA) for a in TUPLE))
         data, noise = (ContinuousCategorical(t(law)).log_prob(t(TUPLE)) for law in (P, ETA))
         holds((data[k] - noise[k] + noise.sum()).exp(), eq7(TUPLE, k))
-    holds(math.fsum(w*density(a, P) for a, w in SIMPLEX)*math.fsum(w*density(a, ETA) for a, w in SIMPLEX), 1.)  # a density over tuples
+    # a density over tuples
+    holds(math.fsum(w*density(a, P) for a, w in SIMPLEX)*math.fsum(w*density(a, ETA) for a, w in SIMPLEX), 1.)
 
 
 @equation(8)
@@ -259,7 +271,8 @@ def _():
 
 def eq12(s, T, k):
     below = sum(exps([energy(a, s) for a in T]))
-    return -sum(T[k][i]*(s[i] - (torch.log(below) if torch.is_tensor(below) else math.log(below))) for i in range(len(s)))
+    return -sum(T[k][i]*(s[i] - (torch.log(below) if torch.is_tensor(below) else math.log(below)))
+                for i in range(len(s)))
 
 
 @equation(12)
@@ -279,14 +292,17 @@ def _():
 def _():
     soft = smoothed(P, EPS)
     holds(smooth(t([P]), EPS)[0], soft)
-    holds([sum(P[k]*smoothed(delta(k), EPS)[l] for k in range(3)) for l in range(3)], soft)  # the mean of Eq. (2) over labels k
-    draws = losses.sample_labels(t([P]*20_000)*(1 - EPS) + EPS/3, torch.Generator().manual_seed(0))  # used: labels drawn from it, Eq. (30)
+    # the mean of Eq. (2) over labels k
+    holds([sum(P[k]*smoothed(delta(k), EPS)[l] for k in range(3)) for l in range(3)], soft)
+    # used: labels drawn from it, Eq. (30)
+    draws = losses.sample_labels(t([P]*20_000)*(1 - EPS) + EPS/3, torch.Generator().manual_seed(0))
     torch.testing.assert_close(torch.bincount(draws).double()/20_000, t(soft), rtol=0, atol=.01)
 
 
 # ---------------------------------------------------------------- Eqs. (14)-(18): a finite joint of z and y
 JOINT = [[.32, .13, .05], [.05, .20, .25]]
-FINE = [[.20, .03, .02], [.12, .10, .03], [.03, .17, .05], [.02, .03, .20]]  # of x and y; z merges the first two x, and the last two
+# of x and y; z merges the first two x, and the last two
+FINE = [[.20, .03, .02], [.12, .10, .03], [.03, .17, .05], [.02, .03, .20]]
 DETERMINISTIC = [[.5, 0., 0.], [0., .3, 0.], [0., 0., .2]]
 SKEWED = [[.45, .05], [.45, .05]]                                          # labels independent of z
 TABLES = (JOINT, FINE, DETERMINISTIC, SKEWED)
@@ -349,15 +365,20 @@ def _():
     for table, eps, n in itertools.product((JOINT, DETERMINISTIC), (0., EPS, 1.), (1, 2, 4)):
         soft = soften(table, eps)
         loss, expectation = best_loss(soft, n), mean(soft, lambda z, y: math.log(ratios(soft)[z][y]))
-        assert loss >= math.log(n + 1) - expectation - 1e-13 > math.log(n) - expectation   # log(N+1) holds and is larger
-        holds((information.info_nce_bound(t(loss), n), information.info_nce_bound(t(loss), n, as_printed=True)), (math.log(n + 1) - loss, math.log(n) - loss))
+        # log(N+1) holds and is larger
+        assert loss >= math.log(n + 1) - expectation - 1e-13 > math.log(n) - expectation
+        holds((information.info_nce_bound(t(loss), n), information.info_nce_bound(t(loss), n, as_printed=True)),
+              (math.log(n + 1) - loss, math.log(n) - loss))
         if eps == 1.: holds(loss, math.log(n + 1) - expectation)                           # and is attained
-    fails(math.log(4) - best_loss(soften(JOINT, 1.), 4), 0., by=.2231)                     # log N as printed: off by log(1+1/N) there
+    # log N as printed: off by log(1+1/N) there
+    fails(math.log(4) - best_loss(soften(JOINT, 1.), 4), 0., by=.2231)
     soft = soften(JOINT, EPS)
     r = ratios(soft)
-    single = min(-math.log(r[z][ys[0]]/sum(r[z][y] for y in ys)) for z in range(2) for ys in itertools.product(range(3), repeat=3))
+    single = min(-math.log(r[z][ys[0]]/sum(r[z][y] for y in ys)) for z in range(2)
+                 for ys in itertools.product(range(3), repeat=3))
     right = math.log(2) - information_of(soft)
-    assert single < right                                                                   # without the mean over tuples it is false
+    # without the mean over tuples it is false
+    assert single < right
     fails(single, right, by=.1425)
 
 
@@ -368,7 +389,8 @@ def _():
         left = mean(soft, lambda z, y: math.log(given_z(soft)[z][y]/py(table)[y]))
         holds(left, information_of(table) + entropy_given_z(table) - entropy_given_z(soft))
         holds(information.soft_information(t(table), eps), left)
-        holds((information.mutual_information(t(table)), information.conditional_entropy(t(table))), (information_of(table), entropy_given_z(table)))
+        holds((information.mutual_information(t(table)), information.conditional_entropy(t(table))),
+              (information_of(table), entropy_given_z(table)))
     soft = soften(SKEWED, .5, [.5, .5])  # uniform noise where classes are unbalanced
     left = mean(soft, lambda z, y: math.log(given_z(soft)[z][y]/py(SKEWED)[y]))
     right = information_of(SKEWED) + entropy_given_z(SKEWED) - entropy_given_z(soft)
@@ -398,7 +420,8 @@ def _():
     for table, eps, n in itertools.product((JOINT, DETERMINISTIC, SKEWED), (0., EPS, 1.), (1, 3)):
         left, right = bound_holds(table, eps, n)
         assert left >= right - 1e-13
-        holds((information.soft_information(t(table), eps), information.info_nce_bound(information.optimal_info_nce(t(table), eps, n), n)), (left, right))
+        holds((information.soft_information(t(table), eps),
+               information.info_nce_bound(information.optimal_info_nce(t(table), eps, n), n)), (left, right))
     left, right = bound_holds(JOINT, 1., 3)
     holds((left, right), (0., 0.))  # eps = 1: the labels say nothing about z, at any entropy
     # with uniform noise it fails: labels independent of z, negatives from p(y)
@@ -415,7 +438,8 @@ def _():
     for k in range(3):
         holds(of_one_tuple(S, TUPLE, k), eq12(S, TUPLE, k))
         posterior = softmax([energy(a, S) for a in TUPLE])
-        forces = [sum(posterior[l]*TUPLE[l][j] for l in range(3)) - TUPLE[k][j] for j in range(3)]  # repulsion minus attraction
+        # repulsion minus attraction
+        forces = [sum(posterior[l]*TUPLE[l][j] for l in range(3)) - TUPLE[k][j] for j in range(3)]
         holds(gradient(lambda s: eq12(s, TUPLE, k), S), forces)
         holds(gradients.score_gradient(t([S]), t(TUPLE), k)[0], forces)
     extra = TUPLE + [[1/3]*3]                                               # more candidates than classes
@@ -428,7 +452,9 @@ SMOOTH = [smoothed(delta(y), .3) for y in (1, 2, 0)]  # the positive, k = 0, has
 def eq20(s, T, k, s_of_k=False, tilde_i=False):
     total = 0.
     for i in range(3):
-        others = sum(math.exp(T[l][i]*s[i] + sum((T[l][j] - T[k][i if tilde_i else j])*s[j] for j in range(3) if j != i)) for l in range(3) if l != k)
+        others = sum(math.exp(T[l][i]*s[i]
+                              + sum((T[l][j] - T[k][i if tilde_i else j])*s[j] for j in range(3) if j != i))
+                     for l in range(3) if l != k)
         total -= T[k][i]*(s[i] - math.log(math.exp(T[k][i]*s[k if s_of_k else i]) + others))
     return total
 
@@ -445,9 +471,11 @@ def _():
         holds(gradients.attraction_repulsion(t(S), t(T), k)[0], eq20(S, T, k))
     whole = eq12(S, SMOOTH, 0)
     fails(eq20(S, SMOOTH, 0, s_of_k=True) + eq21(S, SMOOTH, 0), whole, by=.3107)                   # y_k for y_i
-    fails(eq20(S, SMOOTH, 0, tilde_i=True) + eq21(S, SMOOTH, 0), whole, by=.05913)                  # alpha_ki for alpha_kj
+    # alpha_ki for alpha_kj
+    fails(eq20(S, SMOOTH, 0, tilde_i=True) + eq21(S, SMOOTH, 0), whole, by=.05913)
     fails(eq20(S, SMOOTH, 0, True, True) + eq21(S, SMOOTH, 0, printed=True), whole, by=.4213)      # all as printed
-    # the paper's cases, i_0 = 1, i_l = 2: alpha~ is 1-eps, eps-1, else 0; "alpha_{l i_0} = eps-1" lacks its tilde, weights are not negative
+    # the paper's cases, i_0 = 1, i_l = 2: alpha~ is 1-eps, eps-1, else 0; "alpha_{l i_0} = eps-1" lacks its tilde,
+    # weights are not negative
     holds([a - b for a, b in zip(SMOOTH[1], SMOOTH[0])], [0., -.7, .7])
     fails(SMOOTH[1][1], .3 - 1, by=.8)
 
@@ -464,7 +492,9 @@ def _():
         a, b = 1 - (K - 1)*eps/K, eps/K
         holds(a*(1 - a) - b*(1 - b), (1 - eps)*(K - 2)*eps/K)
     a, b = .9 + .1/10, .1/10
-    assert a*(1 - a)/(b*(1 - b)) > 8 and gradients.attraction_repulsion(t(delta(0, 10)), t([smoothed(delta(0, 10), .1, [.1]*10)]*2), 0)[1] > .08
+    assert a*(1 - a)/(b*(1 - b)) > 8
+    ten = smoothed(delta(0, 10), .1, [.1]*10)
+    assert gradients.attraction_repulsion(t(delta(0, 10)), t([ten]*2), 0)[1] > .08
 
 
 # ---------------------------------------------------------------- Eqs. (22)-(25): cosine scores, tau = 1
@@ -473,7 +503,9 @@ EMBED, LABELS = [.4, -1.1, .7, .2], [[.5, .3, -.4, .1], [-1.2, 2.0, .3, 1.1], [.
 
 def norm(v): return math.sqrt(dot(v, v))
 def unit(v): return [x/norm(v) for x in v]
-def cosines(z, labels): return [sum(a*b for a, b in zip(z, y))/(torch.sqrt(sum(a*a for a in z))*torch.sqrt(sum(b*b for b in y))) for y in labels]
+def cosines(z, labels):
+    return [sum(a*b for a, b in zip(z, y))/(torch.sqrt(sum(a*a for a in z))*torch.sqrt(sum(b*b for b in y)))
+            for y in labels]
 def add(*vectors): return [sum(v) for v in zip(*vectors, strict=True)]
 def times(c, v): return [c*x for x in v]
 
@@ -489,11 +521,12 @@ def eq22(k, y):
     return [-(a - r) for a, r in zip(attraction, repulsion)]
 
 
-def eq23(k, index): return add(*[add(times(-TUPLE[k][i], Y_HAT[i]), times(Q[index(i)], Y_HAT[index(i)])) for i in range(3)])
+def eq23(k, index):
+    return add(*[add(times(-TUPLE[k][i], Y_HAT[i]), times(Q[index(i)], Y_HAT[index(i)])) for i in range(3)])
 
 
 def at_unit_length(k):
-    "Gradient with respect to z/|z|, its length fixed by nothing: the scores are inner products with unit label embeddings."
+    "Gradient with respect to z/|z|, its length fixed by nothing: scores are inner products with unit label embeddings."
     return gradient(lambda z: eq12([sum(a*b for a, b in zip(z, y)) for y in Y_HAT], TUPLE, k), Z_HAT)
 
 
@@ -510,7 +543,8 @@ def _():
     for k in range(3):
         holds(eq23(k, lambda i: i), at_unit_length(k))
         holds(gradients.embedding_gradient(t([Z_HAT]), t(Y_HAT), t(TUPLE), k)[0], eq23(k, lambda i: i))
-    for j, by in enumerate((.7981, .5098, .9957)): fails(eq23(0, lambda i: j), at_unit_length(0), by)  # the free index j as printed
+    # the free index j as printed
+    for j, by in enumerate((.7981, .5098, .9957)): fails(eq23(0, lambda i: j), at_unit_length(0), by)
 
 
 @equation(24)
@@ -525,17 +559,21 @@ def _():
 def eq25(T, k, j, s, printed_l=None):
     above = sum(T[l][j]*math.exp(energy(T[l], s)) for l in range(len(T)))
     if printed_l is None: below = sum(T[k][j]*math.exp(energy(T[l], s)) for l in range(len(T)))
-    else: below = sum(T[k][j]*math.exp(energy(T[printed_l], s)) for i in range(len(s)))  # the sum over i = 1..K of a term in l
+    else:
+        # the sum over i = 1..K of a term in l
+        below = sum(T[k][j]*math.exp(energy(T[printed_l], s)) for i in range(len(s)))
     return T[k][j]*abs(-1 + above/below)
 
 
 @equation(25)
 def _():
     s = [dot(Z_HAT, y) for y in Y_HAT]
-    jacobian = torch.func.grad(lambda y: eq12([sum(a*b for a, b in zip(t(Z_HAT), row)) for row in y], TUPLE, 0))(t(Y_HAT))
+    of_labels = lambda y: eq12([sum(a*b for a, b in zip(t(Z_HAT), row)) for row in y], TUPLE, 0)
+    jacobian = torch.func.grad(of_labels)(t(Y_HAT))
     holds([eq25(TUPLE, 0, j, s) for j in range(3)], jacobian.norm(dim=1))
     holds(gradients.label_embedding_gradient(t([Z_HAT]), t(Y_HAT), t(TUPLE), 0), jacobian)
-    for l, by in enumerate((.1227, .08745, .1258)): fails([eq25(TUPLE, 0, j, s, l) for j in range(3)], [eq25(TUPLE, 0, j, s) for j in range(3)], by)
+    for l, by in enumerate((.1227, .08745, .1258)):
+        fails([eq25(TUPLE, 0, j, s, l) for j in range(3)], [eq25(TUPLE, 0, j, s) for j in range(3)], by)
     # "larger than zero": exactly zero for a class that no candidate has, at every eps
     for eps in (.1, .4, .6, .9):
         T = [smoothed(delta(y, 4), eps, [.25]*4) for y in (0, 1, 1)]
@@ -544,7 +582,8 @@ def _():
         assert min(lengths[:2]) > .01
         fraction = [eq25(T, 0, j, [.8, .3, -.4, .1])/T[0][j] for j in range(2)]
         assert T[1][0]/T[0][0] < 1 < T[1][1]/T[0][1] and min(fraction) > 0   # below or above one by class, not by eps
-    with pytest.raises(ZeroDivisionError): eq25([delta(0), delta(1)], 0, 1, S)  # hard labels: 0 * (1/0) for every class but the positive's
+    # hard labels: 0 * (1/0) for every class but the positive's
+    with pytest.raises(ZeroDivisionError): eq25([delta(0), delta(1)], 0, 1, S)
 
 
 # ---------------------------------------------------------------- Eqs. (26)-(31): labels from the smoothed conditional
@@ -582,7 +621,8 @@ def _():
 def _():
     for ys in TRIPLES:
         holds(eq28(ys), eq26(ys)/3/eq27(ys))
-        holds(scores.position_posterior(t([[math.log(a/b) for a, b in zip(SOFT, ETA)]]), torch.tensor(ys))[0, 0], eq28(ys))
+        holds(scores.position_posterior(t([[math.log(a/b) for a, b in zip(SOFT, ETA)]]), torch.tensor(ys))[0, 0],
+              eq28(ys))
 
 
 @equation(29)
@@ -603,15 +643,19 @@ def _():
 def _():
     tau, labels = .5, [1, 0, 2, 2]
     s = [l/tau - math.log(e) for l, e in zip(S, ETA)]
-    call = lambda target: losses.soft_distribution_info_nce(t([S]), t([target]), noise_probs=t(ETA), temperature=tau, noise_samples=torch.tensor(labels[1:]),
+    call = lambda target: losses.soft_distribution_info_nce(t([S]), t([target]), noise_probs=t(ETA), temperature=tau,
+                                                            noise_samples=torch.tensor(labels[1:]),
                                                             generator=torch.Generator().manual_seed(0))
     holds(call(delta(1)), eq5(s, labels))                             # one label is possible
     fails(eq5(s, labels, tau), call(delta(1)), by=.05824)                 # temperature twice, as printed
-    values = [eq5(s, [k, *labels[1:]]) for k in range(3)]             # a soft target: the loss of the label that was drawn
+    # a soft target: the loss of the label that was drawn
+    values = [eq5(s, [k, *labels[1:]]) for k in range(3)]
     assert min(abs(call(SOFT).item() - v) for v in values) < 1e-12
-    repeated = losses.soft_distribution_info_nce(t([S]*20_000), t([SOFT]*20_000), noise_probs=t(ETA), temperature=tau, noise_samples=Fresh(1), reduction='none',
+    repeated = losses.soft_distribution_info_nce(t([S]*20_000), t([SOFT]*20_000), noise_probs=t(ETA), temperature=tau,
+                                                 noise_samples=Fresh(1), reduction='none',
                                                  generator=torch.Generator().manual_seed(0))
-    assert repeated.unique().numel() == 3                              # fresh noise is shared by the rows: three labels, three values
+    # fresh noise is shared by the rows: three labels, three values
+    assert repeated.unique().numel() == 3
 
 
 @equation(31)
@@ -620,10 +664,13 @@ def _():
     holds(limit, [a/b for a, b in zip(SOFT, ETA)])
     holds(gradient(sampled_loss(eq30), [math.log(v) + 2. for v in limit]), [0.]*3)   # proportional: any factor will do
     holds([v*x for v, x in zip(limit, ETA)], SOFT)
-    logits = t([[math.log(v*x) for v, x in zip(limit, ETA)]])         # the read-out: with labels drawn from ETA as noise
+    # the read-out: with labels drawn from ETA as noise
+    logits = t([[math.log(v*x) for v, x in zip(limit, ETA)]])
     holds(losses.SoftDistributionInfoNCE(noise_probs=t(ETA), noise_samples=Fresh(2)).probs(logits + 2.)[0], SOFT)
-    fails(gradient(sampled_loss(eq30), [math.log(r) for r in RATIO]), [0.]*3, by=.03147)  # the unsmoothed ratio is not the limit
-    fails([math.exp(2.)*v*x for v, x in zip(limit, ETA)], SOFT, by=3.706)                 # times xi it is the density after normalisation only
+    # the unsmoothed ratio is not the limit
+    fails(gradient(sampled_loss(eq30), [math.log(r) for r in RATIO]), [0.]*3, by=.03147)
+    # times xi it is the density after normalisation only
+    fails([math.exp(2.)*v*x for v, x in zip(limit, ETA)], SOFT, by=3.706)
 
 
 # ---------------------------------------------------------------- Eqs. (32)-(38)
@@ -639,10 +686,12 @@ def _():
     for table, eps in itertools.product(TABLES, (0., EPS, 1.)):
         soft = soften(table, eps)
         holds(information.soft_joint(t(table), eps), soft)
-        holds((sum(map(sum, soft)), *pz(soft), *py(soft)), (1., *pz(table), *py(table)))   # a joint with the same marginals
+        # a joint with the same marginals
+        holds((sum(map(sum, soft)), *pz(soft), *py(soft)), (1., *pz(table), *py(table)))
     xi = [.1, .2, .7]
     holds(information.soft_joint(t(JOINT), EPS, t(xi)), soften(JOINT, EPS, xi))
-    fails(py(soften(JOINT, EPS, xi)), py(JOINT), by=.08)                                     # with other noise the label marginal moves
+    # with other noise the label marginal moves
+    fails(py(soften(JOINT, EPS, xi)), py(JOINT), by=.08)
 
 
 def eq35(soft, n):
@@ -657,7 +706,8 @@ def eq36(soft, n):
 
 
 def eq37(soft, n): return mean(soft, lambda z, y: math.log(1 + n/ratios(soft)[z][y]))
-def eq38(soft, n, candidates=False): return math.log(n + candidates) - mean(soft, lambda z, y: math.log(ratios(soft)[z][y]))
+def eq38(soft, n, candidates=False):
+    return math.log(n + candidates) - mean(soft, lambda z, y: math.log(ratios(soft)[z][y]))
 
 
 @equation(34)
@@ -667,9 +717,11 @@ def _():
     holds(critic_loss(soft, 2)(t(ratios(soft)).log()), best)                           # equality at the best critic
     holds(information.optimal_info_nce(t(JOINT), EPS, 2), best)
     for seed in range(5):                                                              # and no critic does better
-        critic = t(ratios(soft)).log() + .3*torch.randn(2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        critic = t(ratios(soft)).log() + .3*torch.randn(
+            2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         assert critic_loss(soft, 2)(critic) > best
-    fails(best_loss(fine, 2), best, by=.05181)                                             # with x for z, as printed: true, but out of reach of a critic of z
+    # with x for z, as printed: true, but out of reach of a critic of z
+    fails(best_loss(fine, 2), best, by=.05181)
     assert best_loss(fine, 2) < best
 
 
@@ -683,20 +735,23 @@ def _():
 @equation(36)
 def _():
     soft = soften(JOINT, EPS)
-    for n in (1, 2, 4): assert eq36(soft, n) > eq35(soft, n) > eq38(soft, n, candidates=True)  # Jensen goes up: no step of a lower bound
+    # Jensen goes up: no step of a lower bound
+    for n in (1, 2, 4): assert eq36(soft, n) > eq35(soft, n) > eq38(soft, n, candidates=True)
     fails(eq36(soft, 1), eq35(soft, 1), by=.02691)
 
 
 @equation(37)
 def _():
-    for table, n in itertools.product(TABLES, (1, 2, 16)): holds(eq37(soften(table, EPS), n), eq36(soften(table, EPS), n))
+    for table, n in itertools.product(TABLES, (1, 2, 16)):
+        holds(eq37(soften(table, EPS), n), eq36(soften(table, EPS), n))
 
 
 @equation(38)
 def _():
     for table, eps, n in itertools.product((JOINT, DETERMINISTIC), (0., EPS, 1.), (1, 2, 4)):
         soft = soften(table, eps)
-        assert eq37(soft, n) > eq38(soft, n) and eq35(soft, n) >= eq38(soft, n, candidates=True) - 1e-13 > eq38(soft, n)  # what holds: log(N+1)
+        # what holds: log(N+1)
+        assert eq37(soft, n) > eq38(soft, n) and eq35(soft, n) >= eq38(soft, n, candidates=True) - 1e-13 > eq38(soft, n)
     soft = soften(JOINT, 1.)
     holds(eq35(soft, 4), eq38(soft, 4, candidates=True))
     fails(eq38(soft, 4), eq35(soft, 4), by=math.log(5/4))
@@ -715,10 +770,12 @@ def terms(table, eps):
             41: [(1 - eps)*mean(table, a), eps*mean(free, a)], 42: [mean(soft, b)],
             43: [(1 - eps)*I, (1 - eps)*mean(table, b)], 44: [eps*mean(free, a), eps*mean(free, b)],
             45: [(1 - eps)*I, (1 - eps)*mean(table, b), eps*mean(free, lambda z, y: math.log(mix(z, y)/label[y]))],
-            46: [(1 - eps)*(I + H), log_mix, eps*H_y], 47: [(1 - eps)*(I + H), log_mix], 48: [eps*(I + H)], 49: [I + H, log_mix]}
+            46: [(1 - eps)*(I + H), log_mix, eps*H_y], 47: [(1 - eps)*(I + H), log_mix],
+            48: [eps*(I + H)], 49: [I + H, log_mix]}
 
 
-LINES = {39: (39,), 40: (40,), 41: (41, 42), 42: (41, 42), 43: (43, 44), 44: (43, 44), 45: (45,), 46: (46,), 47: (47, 48), 48: (47, 48), 49: (49,)}
+LINES = {39: (39,), 40: (40,), 41: (41, 42), 42: (41, 42), 43: (43, 44), 44: (43, 44), 45: (45,), 46: (46,),
+         47: (47, 48), 48: (47, 48), 49: (49,)}
 
 
 def line(number, table, eps): return sum(sum(terms(table, eps)[n]) for n in LINES[number])
@@ -742,10 +799,12 @@ def with_zeros(number, table, eps):
     mix = (1 - eps)*cond + eps*label
     sums = lambda w, v: torch.where(w > 0, w*v, 0.).sum()
     a, b = (cond/label).log(), (mix/cond).log()
-    return {40: [sums(soft, a), sums(soft, (1 - eps + eps*label/cond).log())], 41: [(1 - eps)*sums(p, a), eps*sums(free, a)], 42: [sums(soft, b)],
+    return {40: [sums(soft, a), sums(soft, (1 - eps + eps*label/cond).log())],
+            41: [(1 - eps)*sums(p, a), eps*sums(free, a)], 42: [sums(soft, b)],
             43: [(1 - eps)*(sums(p, a) + sums(p, b))], 44: [eps*sums(free, a), eps*sums(free, b)],
             45: [(1 - eps)*(sums(p, a) + sums(p, b)), eps*sums(free, (mix/label).log())],
-            46: [(1 - eps)*entropy(py(table)) + sums(soft, mix.log()) + eps*entropy(py(table))], 49: [entropy(py(table)) + sums(soft, mix.log())]}[number]
+            46: [(1 - eps)*entropy(py(table)) + sums(soft, mix.log()) + eps*entropy(py(table))],
+            49: [entropy(py(table)) + sums(soft, mix.log())]}[number]
 
 
 INFINITE, FINITE = (40, 41, 42, 44), (43, 45, 46, 49)
@@ -757,9 +816,11 @@ def check_infinite(number):
     if number in (40, 44): assert sum(with_zeros(number, DETERMINISTIC, EPS)).isnan()
     if number in (41, 42): assert sum(with_zeros(41, DETERMINISTIC, EPS) + with_zeros(42, DETERMINISTIC, EPS)).isnan()
     free, soft, label = t(product(DETERMINISTIC)), t(soften(DETERMINISTIC, EPS)), t(py(DETERMINISTIC))
-    combined = (soft*(soft/free).log()).sum()                                # the logarithms added first, Eq. (39): finite
+    # the logarithms added first, Eq. (39): finite
+    combined = (soft*(soft/free).log()).sum()
     holds(information.mutual_information(information.soft_joint(t(DETERMINISTIC), EPS)), combined)
-    close = t(soften(DETERMINISTIC, 1e-13)).tolist()                         # approached from tables without zeros: the infinite parts cancel
+    # approached from tables without zeros: the infinite parts cancel
+    close = t(soften(DETERMINISTIC, 1e-13)).tolist()
     holds(line(number, close, EPS), combined, tol=1e-10)
     assert label.sum() == 1
 

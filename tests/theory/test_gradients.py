@@ -1,5 +1,5 @@
-"""softnce.theory.gradients, Eqs. (19)-(25): closed forms against autograd and finite differences through losses written out here, the slips of the
-printed equations, and every documented error."""
+"""softnce.theory.gradients, Eqs. (19)-(25): closed forms against autograd and finite differences through losses written
+out here, the slips of the printed equations, and every documented error."""
 import itertools
 import json
 import math
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from oracles import generator, ids, noise, same, simplex
-from softnce.theory.gradients import (attraction_repulsion, candidate_gradient, embedding_gradient, label_embedding_gradient, logit_gradient,
-                               normalization_gradient, score_gradient)
 from softnce.targets import SparseTargets
+from softnce.theory.gradients import (attraction_repulsion, candidate_gradient, embedding_gradient,
+                                      label_embedding_gradient, logit_gradient, normalization_gradient, score_gradient)
 
 SHAPES = [(1, 2, 2), (1, 5, 3), (4, 4, 7), (3, 8, 2), (6, 6, 1)]  # rows, candidates, classes
 NOTEBOOK = Path(__file__).parents[2]/'nbs'/'theory'/'gradients.ipynb'
@@ -40,7 +40,8 @@ def mean_loss(rows, alpha, positives):
 
 
 def mean_loss_of_logits(logits, alpha, positives, eta, tau):
-    return mean_loss(torch.stack([torch.stack([l/tau - torch.log(e) for l, e in zip(row, eta)]) for row in logits]), alpha, positives)
+    return mean_loss(torch.stack([torch.stack([l/tau - torch.log(e) for l, e in zip(row, eta)]) for row in logits]),
+                     alpha, positives)
 
 
 def dot(a, b): return sum(x*y for x, y in zip(a, b))
@@ -130,7 +131,8 @@ def test_large_scores_do_not_overflow():
 
 @pytest.mark.parametrize('slip', ['positive', 'tilde', 'penalty'])
 def test_each_slip_of_the_printed_pair_breaks_it(slip):
-    "exp(alpha_ki s(y_k)) for y_i; alpha_lj - alpha_ki for alpha_kj; sum_{l != k} alpha_ki alpha_li s_l for sum_{j != i} alpha_ki alpha_kj s_j."
+    """exp(alpha_ki s(y_k)) for y_i; alpha_lj - alpha_ki for alpha_kj; sum_{l != k} alpha_ki alpha_li s_l for
+    sum_{j != i} alpha_ki alpha_kj s_j."""
     n, gaps = 4, []
     for seed in range(5):
         alpha, s, k = simplex(n, n, seed=seed), normal(n, seed=seed), seed % n
@@ -151,7 +153,7 @@ def test_each_slip_of_the_printed_pair_breaks_it(slip):
 
 @pytest.mark.parametrize('k', [2, 3, 4, 10, 100])
 def test_the_penalty_never_spares_the_true_class(k):
-    "d Eq. (21)/ds under smoothing: equal for two classes, larger for the true one from three on, at every epsilon in (0, 1)."
+    "d Eq. (21)/ds under smoothing: equal for two classes, larger for the true one from three on, at every epsilon."
     s = normal(k)
     for eps in (.01, .2, .49, .51, .8, .99):
         own = torch.full((k,), eps/k, dtype=torch.float64)
@@ -168,7 +170,8 @@ def test_candidate_and_score_gradient(n, m, k):
     got = score_gradient(s, alpha, positives)
     for i in range(n): same(got[i], autograd(lambda s, i=i: loss(s, alpha, int(positives[i])), s[i]))
     energies = torch.stack([torch.stack([dot(a, row) for a in alpha]) for row in s])
-    def of_energies(u): return sum(torch.log(sum(torch.exp(x) for x in row)) - row[int(p)] for row, p in zip(u, positives))
+    def of_energies(u):
+        return sum(torch.log(sum(torch.exp(x) for x in row)) - row[int(p)] for row, p in zip(u, positives))
     same(candidate_gradient(s, alpha, positives), autograd(of_energies, energies))
     same(got.sum(1), torch.zeros(n, dtype=torch.float64))
 
@@ -210,7 +213,8 @@ def test_embedding_gradients_of_cosines(n, m, k):
     at_y = label_embedding_gradient(*arguments, noise_probs=eta, temperature=.5)
     same(normalization_gradient(at_z, z), autograd(lambda z: f(z, y), z))
     same(normalization_gradient(at_y, y), autograd(lambda y: f(z, y), y))
-    torch.testing.assert_close(normalization_gradient(at_y, y), finite_differences(lambda y: f(z, y), y), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(normalization_gradient(at_y, y), finite_differences(lambda y: f(z, y), y),
+                               rtol=1e-6, atol=1e-7)
 
 
 def test_normalization_gradient_is_the_jacobian_and_orthogonal():
@@ -234,7 +238,8 @@ def literal_pieces(seed=0, n=3):
 def test_eq22_and_eq23_as_sums_and_their_slips():
     z, y, alpha, _, C = literal_pieces()
     truth, k, n = autograd(lambda v: loss([dot(v, w) for w in y], alpha, 1), z), 1, 3
-    eq22 = -(sum(alpha[k][i]*y[i] for i in range(n)) - sum(C[l]*sum(alpha[l][j]*y[j] for j in range(n)) for l in range(n)))
+    eq22 = -(sum(alpha[k][i]*y[i] for i in range(n))
+             - sum(C[l]*sum(alpha[l][j]*y[j] for j in range(n)) for l in range(n)))
     eq23 = lambda repel: sum(-alpha[k][i]*y[i] + repel(i) for i in range(n))
     expected = lambda j: sum(C[l]*alpha[l][j]*y[j] for l in range(n))
     same(embedding_gradient(z[None], y, alpha, k)[0], truth)
@@ -262,7 +267,8 @@ def test_eq25_is_the_length_and_its_printed_denominator_is_not():
         above, below = sum(alpha[l][j]*e[l] for l in range(n)), sum(alpha[k][j]*e[l] for l in range(n))
         same(lengths[j], alpha[k][j]*abs(-1 + above/below))
     printed = torch.tensor([[float(alpha[k][j]*abs(-1 + above_j/(n*alpha[k][j]*e[l]))) for j in range(n)
-                             for above_j in [sum(alpha[m][j]*e[m] for m in range(n))]] for l in range(n)], dtype=torch.float64)
+                             for above_j in [sum(alpha[m][j]*e[m] for m in range(n))]]
+                            for l in range(n)], dtype=torch.float64)
     assert (printed - lengths).abs().amax(1).min() > .01
 
 
@@ -318,7 +324,8 @@ def test_candidates_as_ids_sparse_and_dense_agree():
     for f in (candidate_gradient, score_gradient, logit_gradient):
         same(f(s, labels), f(s, hard))
         same(f(s, sparse), f(s, .8*hard + .05))
-    for a, b in zip(attraction_repulsion(s[0], sparse, 3), attraction_repulsion(s[0], .8*hard + .05, 3), strict=True): same(a, b)
+    for a, b in zip(attraction_repulsion(s[0], sparse, 3), attraction_repulsion(s[0], .8*hard + .05, 3), strict=True):
+        same(a, b)
 
 
 def test_positives_default_number_and_tensor_agree():
@@ -338,13 +345,14 @@ def test_half_precision_is_computed_in_float32():
 
 # ---------------------------------------------------------------- errors
 S, A, Z, Y = normal(3, 4), simplex(3, 4), normal(3, 2), normal(4, 2, seed=1)
-CALLS = {'candidate_gradient': lambda s=S, a=A, p=None: candidate_gradient(s, a, p), 'score_gradient': lambda s=S, a=A, p=None: score_gradient(s, a, p),
+CALLS = {'candidate_gradient': lambda s=S, a=A, p=None: candidate_gradient(s, a, p),
+         'score_gradient': lambda s=S, a=A, p=None: score_gradient(s, a, p),
          'logit_gradient': lambda s=S, a=A, p=None: logit_gradient(s, a, p),
          'embedding_gradient': lambda s=Z, a=A, p=None: embedding_gradient(s, Y, a, p),
          'label_embedding_gradient': lambda s=Z, a=A, p=None: label_embedding_gradient(s, Y, a, p),
          'attraction_repulsion': lambda s=S[0], a=A, p=0: attraction_repulsion(s, a, p)}
-FIRST = {'candidate_gradient': 'scores', 'score_gradient': 'scores', 'logit_gradient': 'logits', 'embedding_gradient': 'embeddings',
-         'label_embedding_gradient': 'embeddings', 'attraction_repulsion': 'scores'}
+FIRST = {'candidate_gradient': 'scores', 'score_gradient': 'scores', 'logit_gradient': 'logits',
+         'embedding_gradient': 'embeddings', 'label_embedding_gradient': 'embeddings', 'attraction_repulsion': 'scores'}
 
 
 @pytest.mark.parametrize('name', CALLS)
@@ -361,12 +369,14 @@ def test_errors_of_scores_candidates_and_positives(name):
     with refuses(rf'^{positive} must be a number or have shape \(\d,\), got \(2,\)'): f(p=torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize('name', ['candidate_gradient', 'score_gradient', 'logit_gradient', 'embedding_gradient', 'label_embedding_gradient'])
+@pytest.mark.parametrize('name', ['candidate_gradient', 'score_gradient', 'logit_gradient', 'embedding_gradient',
+                                  'label_embedding_gradient'])
 def test_in_batch_needs_a_candidate_for_every_row(name):
     with refuses(r'^positives must be in \[0, 2\), got values from 0 to 2'): CALLS[name](a=A[:2])
 
 
-@pytest.mark.parametrize('f, arguments', [(logit_gradient, (S,)), (embedding_gradient, (Z, Y)), (label_embedding_gradient, (Z, Y))])
+@pytest.mark.parametrize('f, arguments', [(logit_gradient, (S,)), (embedding_gradient, (Z, Y)),
+                                          (label_embedding_gradient, (Z, Y))])
 def test_errors_of_temperature_and_noise(f, arguments):
     for tau in (0., -1., math.nan, math.inf):
         with refuses(f'temperature must be positive and finite, got {tau}'): f(*arguments, A, temperature=tau)
@@ -381,7 +391,8 @@ def test_errors_of_label_embeddings(f):
 
 
 def test_errors_of_the_normalisation():
-    with refuses(r'^gradient must have the embeddings. shape \(3, 2\), got \(3, 1\)'): normalization_gradient(Z[:, :1], Z)
+    with refuses(r'^gradient must have the embeddings. shape \(3, 2\), got \(3, 1\)'):
+        normalization_gradient(Z[:, :1], Z)
     with refuses('^embeddings must have shape'): normalization_gradient(Z[0], Z[0])
     zero = Z.clone()
     zero[1] = 0
@@ -390,11 +401,12 @@ def test_errors_of_the_normalisation():
 
 # ---------------------------------------------------------------- the notebook
 def test_the_sliders_need_no_kernel_and_leave_nothing_behind():
-    "The cell with sliders is skipped by every runner, its picture is there without them, and no widget state is stored."
+    "The cell with sliders is skipped by every runner, its picture is there without them, no widget state is stored."
     text = NOTEBOOK.read_text(encoding='utf-8')
     assert 'widget-view' not in text and 'widget-state' not in text
     cells = json.loads(text)['cells']
     sliders = [c for c in cells if '@interact' in ''.join(c['source'])]
-    assert len(sliders) == 1 and sliders[0]['metadata']['tags'] == ['skip-execution'] and ''.join(sliders[0]['source']).startswith('#| eval: false')
+    assert len(sliders) == 1 and sliders[0]['metadata']['tags'] == ['skip-execution']
+    assert ''.join(sliders[0]['source']).startswith('#| eval: false')
     after = cells[cells.index(sliders[0]):]
     assert any('image/png' in o.get('data', {}) for c in after for o in c.get('outputs', []))

@@ -1,5 +1,5 @@
-"""Identities of the theory page, against literal sums and enumeration: what test_properties.py does not have (C4, C6, C7, C9, C11, C12, the
-accumulation and queue of C8), and the functions of softnce.theory.identities."""
+"""Identities of the theory page, against literal sums and enumeration: what test_properties.py does not have (C4, C6,
+C7, C9, C11, C12, the accumulation and queue of C8), and the functions of softnce.theory.identities."""
 import itertools
 import math
 
@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import oracles as o
-from softnce.theory.identities import expected_target, log_pair_partition, mixup_law, mixup_probs, optimal_scores, smoothing_as_temperature
-from softnce.losses import InfoNCE, SoftTargetInfoNCE, info_nce, linear_soft_target_info_nce, nll, soft_target_cross_entropy, soft_target_info_nce
+from softnce.losses import (InfoNCE, SoftTargetInfoNCE, info_nce, linear_soft_target_info_nce, nll,
+                            soft_target_cross_entropy, soft_target_info_nce)
 from softnce.noise import ClosedForm, ContinuousCategorical, Queue
 from softnce.targets import SparseTargets, mix, smooth
+from softnce.theory.identities import (expected_target, log_pair_partition, mixup_law, mixup_probs, optimal_scores,
+                                       smoothing_as_temperature)
 
 JOINT = torch.tensor([[.30, .06, .14], [.05, .25, .20]], dtype=torch.float64)   # p(x, y)
 PX, PY = JOINT.sum(1), JOINT.sum(0)
@@ -53,7 +55,8 @@ def test_c2_constants_replace_smoothing(eps):
 
 
 @pytest.mark.parametrize('arguments, said', [((1.,), 'epsilon must be in'), ((.1, 0.), 'temperature must be positive'),
-                                             ((.1, 1., t64([.5, .6])), 'noise_probs must sum to 1'), ((.1, 1., t64([1., 0.])), 'noise_probs must be positive')])
+                                             ((.1, 1., t64([.5, .6])), 'noise_probs must sum to 1'),
+                                             ((.1, 1., t64([1., 0.])), 'noise_probs must be positive')])
 def test_c2_refuses(arguments, said):
     with pytest.raises(ValueError, match=said): smoothing_as_temperature(*arguments)
 
@@ -78,9 +81,11 @@ def test_c5_range_is_used_to_its_end_and_not_beyond(dtype, limit):
     s = torch.tensor([[1000., 1000. - (limit - 1)]], dtype=dtype)
     for lam in (1., .5):
         torch.testing.assert_close(log_pair_partition(s, counts, lam), s[:, 1] + math.log(3), rtol=1e-6, atol=0)
-    with pytest.raises(ValueError, match=f'span less than {limit}/'): log_pair_partition(s - torch.tensor([0., 2.], dtype=dtype), counts, .5)
+    with pytest.raises(ValueError, match=f'span less than {limit}/'):
+        log_pair_partition(s - torch.tensor([0., 2.], dtype=dtype), counts, .5)
     assert log_pair_partition(s - torch.tensor([0., 2.], dtype=dtype), counts, .5, epsilon=.1).isfinite().all()
-    with pytest.raises(ValueError, match=r'pair_counts must have shape \(2, 2\)'): log_pair_partition(s, torch.ones(3, 3), .5)
+    with pytest.raises(ValueError, match=r'pair_counts must have shape \(2, 2\)'):
+        log_pair_partition(s, torch.ones(3, 3), .5)
 
 
 # ---------------------------------------------------------------- C4: batch size
@@ -102,14 +107,16 @@ def test_c4_balanced_batches_have_the_same_scores_and_a_shared_input_has_not():
     def balanced(batch):
         if sorted(y for _, y in batch) != [0, 1, 2]: return 0.
         return math.prod(float(JOINT[x, y]/PY[y]) for x, y in batch)/6
-    def shared(batch): return float(PX[batch[0][0]])*math.prod(float(P[x, y]) for x, y in batch) if len({x for x, _ in batch}) == 1 else 0.
+    def shared(batch):
+        if len({x for x, _ in batch}) > 1: return 0.
+        return float(PX[batch[0][0]])*math.prod(float(P[x, y]) for x, y in batch)
     o.same(mean_gradient(P.log(), 3, nce(), balanced)[0], ZERO)
     assert mean_gradient(P.log(), 2, nce(), shared)[0].abs().max() > 1e-2
     o.same(mean_gradient(PY.log().expand(2, 3), 2, nce(), shared)[0], ZERO)          # scores zero
 
 
 def test_c4_bias_and_variance_to_first_order():
-    "Mean and covariance from counts of labels of the other rows, at batch sizes where 1/N^2 is small: an independent sum over label counts."
+    "Mean and covariance by an independent sum over counts of the other rows' labels, at N where 1/N^2 is small."
     l = t64([[.8, 0., -.5], [0., .3, .1]])
     q = l.softmax(1)
 
@@ -119,7 +126,8 @@ def test_c4_bias_and_variance_to_first_order():
         for c0 in range(size):
             for c1 in range(size - c0):
                 c = [c0, c1, size - 1 - c0 - c1]
-                prob = math.exp(math.lgamma(size) + sum(k*math.log(float(e)) - math.lgamma(k + 1) for k, e in zip(c, PY)))
+                prob = math.exp(math.lgamma(size)
+                                + sum(k*math.log(float(e)) - math.lgamma(k + 1) for k, e in zip(c, PY)))
                 for y in range(3):
                     w = (t64(c) + EYE[y])/PY*l[x].exp()
                     total = total + prob*P[x, y]*(w/w.sum() - EYE[y])
@@ -136,23 +144,27 @@ def test_c4_bias_and_variance_to_first_order():
 def test_c4_limit_is_the_nll_and_without_noise_the_logit_adjusted_one():
     x, y = o.logits(10, 3).detach(), torch.tensor([0]*5 + [1]*3 + [2]*2)
     freq = t64([.5, .3, .2])
-    o.same(info_nce(x, y, noise_probs=freq, reduction='none') - math.log(10), nll(x, y, reduction='none') + freq[y].log())
+    o.same(info_nce(x, y, noise_probs=freq, reduction='none') - math.log(10),
+           nll(x, y, reduction='none') + freq[y].log())
     o.same(info_nce(x, y, reduction='none') - math.log(10), nll(x + freq.log(), y, reduction='none') + freq[y].log())
-    many = [info_nce(x, y, noise_probs=freq, noise_samples=y.repeat(m), reduction='none') - math.log(10*(m + 1)) for m in (0, 9)]
+    many = [info_nce(x, y, noise_probs=freq, noise_samples=y.repeat(m), reduction='none') - math.log(10*(m + 1))
+            for m in (0, 9)]
     o.same(many[0], many[1])
 
 
 # ---------------------------------------------------------------- C6: closed forms
 @pytest.mark.parametrize('k', [2, 3, 6])
 def test_c6_continuous_categorical_noise_gives_its_log_likelihood(k):
-    "E over CC(eta) of exp(alpha.s) is a ratio of two normalisers; here both are divided differences of exp in exact arithmetic."
+    "E over CC(eta) of exp(alpha.s) is a ratio of two normalisers; both are divided differences of exp, exactly here."
     eta, l, alpha = o.noise(k), o.logits(1, k).detach()[0], o.simplex(1, k)[0]
     s = l - eta.log()
     with mpmath.workdps(60):
         log_eta = [mpmath.log(mpmath.mpf(float(e))) for e in eta]
-        ratio = o.divided_difference_series([a + mpmath.mpf(float(b)) for a, b in zip(log_eta, s)])/o.divided_difference_series(log_eta)
+        shifted = [a + mpmath.mpf(float(b)) for a, b in zip(log_eta, s)]
+        ratio = o.divided_difference_series(shifted)/o.divided_difference_series(log_eta)
         loss = float(mpmath.log(ratio)) - float((alpha*s).sum())
-    o.same(ContinuousCategorical(eta).log_prob(alpha) - ContinuousCategorical(l.softmax(0)).log_prob(alpha), t64(loss), 1e-11)
+    o.same(ContinuousCategorical(eta).log_prob(alpha) - ContinuousCategorical(l.softmax(0)).log_prob(alpha), t64(loss),
+           1e-11)
 
 
 def test_c6_needs_independent_labels_and_one_lam():
@@ -165,7 +177,8 @@ def test_c6_needs_independent_labels_and_one_lam():
 def test_c6_hard_noise_is_soft_cross_entropy_and_soft_noise_is_not():
     x, t, eta = o.logits(4, 3), o.simplex(4, 3), o.noise(3)
     offset = (t*eta.log()).sum(1)
-    closed = lambda l, **kw: soft_target_info_nce(l, t, noise_probs=eta, noise_samples=ClosedForm(**kw), reduction='none')
+    closed = lambda l, **kw: soft_target_info_nce(l, t, noise_probs=eta, noise_samples=ClosedForm(**kw),
+                                                  reduction='none')
     o.same_value_and_grad(closed, lambda l: soft_target_cross_entropy(l, t, reduction='none') + offset, x)
     gap = closed(x.detach(), epsilon=.2) - soft_target_cross_entropy(x.detach(), t, reduction='none') - offset
     assert gap.abs().max() > 1e-2
@@ -199,7 +212,8 @@ def per_sample_law(eta, lams, weights, eps):
     return targets, probs
 
 
-@pytest.mark.parametrize('lams, weights, eps', [([1.], [1.], 0.), ([1.], [1.], .3), ([.7], [1.], 0.), ([1., .8, .5], [.2, .5, .3], .1)])
+@pytest.mark.parametrize('lams, weights, eps', [([1.], [1.], 0.), ([1.], [1.], .3), ([.7], [1.], 0.),
+                                                ([1., .8, .5], [.2, .5, .3], .1)])
 def test_c7_optimum_of_a_law(lams, weights, eps):
     targets, probs = per_sample_law(PY, lams, weights, eps)
     law = mixup_law(PY, lams, t64(weights), eps)
@@ -244,7 +258,8 @@ def test_c7_is_the_minimum_of_the_loss_with_infinite_noise(lam, eps):
     "LBFGS on soft_target_info_nce itself, with ClosedForm noise of the same law."
     mean = (1 - eps)*P + eps/3
     logits = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn='strong_wolfe')
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-13, tolerance_change=1e-16,
+                                  line_search_fn='strong_wolfe')
 
     def closure():
         optimizer.zero_grad()
@@ -260,7 +275,8 @@ def test_c7_is_the_minimum_of_the_loss_with_infinite_noise(lam, eps):
 
 def test_c7_refuses():
     corners = smooth(EYE, .3)
-    with pytest.raises(ValueError, match='row 1 does not'): optimal_scores(t64([[.4, .3, .3], [.98, .01, .01]]), corners, PY)
+    with pytest.raises(ValueError, match='row 1 does not'):
+        optimal_scores(t64([[.4, .3, .3], [.98, .01, .01]]), corners, PY)
     with pytest.raises(ValueError, match='mean_targets must sum to 1'): optimal_scores(2*P, corners, PY)
     with pytest.raises(ValueError, match='noise_targets must have shape'): optimal_scores(P, corners[:2], PY)
     with pytest.raises(ValueError, match='noise_weights must sum to 1'): expected_target(P, corners, 2*PY)
@@ -275,7 +291,8 @@ def test_c8_accumulation_with_all_targets_is_the_global_gradient():
     total, apart = torch.zeros_like(whole), torch.zeros_like(whole)
     for rows in ([0, 3], [1], [2, 4, 5]):
         rest = [i for i in range(6) if i not in rows]
-        total += torch.autograd.grad(soft_target_info_nce(z[rows] @ w, t[rows], noise_samples=t[rest], reduction='sum'), w)[0]/6
+        total += torch.autograd.grad(soft_target_info_nce(z[rows] @ w, t[rows], noise_samples=t[rest], reduction='sum'),
+                                     w)[0]/6
         apart += torch.autograd.grad(soft_target_info_nce(z[rows] @ w, t[rows], reduction='sum'), w)[0]/6
     o.same(total, whole)
     assert (apart - whole).abs().max() > 1e-2
@@ -285,7 +302,8 @@ def test_c8_a_queue_does_not_go_stale():
     x, new = o.logits(4, 3), o.logits(4, 3, 1)
     first, second, queue = o.simplex(4, 3), o.simplex(4, 3, 1), Queue(4)
     soft_target_info_nce(x, first, noise_samples=queue)
-    o.same(soft_target_info_nce(new, second, noise_samples=queue, reduction='none'), o.soft_target_info_nce(new, second, extra=first))
+    o.same(soft_target_info_nce(new, second, noise_samples=queue, reduction='none'),
+           o.soft_target_info_nce(new, second, extra=first))
 
 
 # ---------------------------------------------------------------- C9: linear cross-entropy
@@ -295,7 +313,8 @@ def test_c9_only_the_classes_named_by_candidates_get_a_gradient():
     grads = {}
     for name, eps in (('none', 0.), ('shared', .2), ('per row', t64([0., .1, .2, .3]))):
         grads[name], = torch.autograd.grad(linear_soft_target_info_nce(z, w, SparseTargets(index, weight, eps, 50)), w)
-        dense = lambda w: o.reduced(o.soft_target_info_nce(o.linear_logits(z, w), o.dense_sparse(index, weight, eps, 50)), 'mean')
+        targets = o.dense_sparse(index, weight, eps, 50)
+        dense = lambda w: o.reduced(o.soft_target_info_nce(o.linear_logits(z, w), targets), 'mean')
         o.same(grads[name], torch.autograd.grad(dense(w), w)[0], 1e-11)
     for name in ('none', 'shared'): assert (grads[name] != 0).any(1).nonzero().flatten().tolist() == [3, 7, 9, 40]
     assert (grads['per row'] != 0).any(1).all()
@@ -303,7 +322,7 @@ def test_c9_only_the_classes_named_by_candidates_get_a_gradient():
 
 # ---------------------------------------------------------------- C11, C12: variance
 def influence(inputs):
-    "Derivative of the InfoNCE gradient at the truth in the direction of one more row, by central differences of the batch's frequencies."
+    "Derivative of the InfoNCE gradient at the truth towards one more row, by central differences of the frequencies."
     def gradient(f):
         total = torch.zeros(3, inputs.shape[1], dtype=torch.float64)
         for x, y in itertools.product(range(2), range(3)):
@@ -337,7 +356,7 @@ def test_c12_covariance_is_the_fisher_information_less_a_control_variate(inputs,
 
 
 def test_c12_variance_of_all_batches_tends_to_it():
-    "All 6^N batches, N times the variance of the gradient in the logits: NLL has its limit at once, InfoNCE stays below its own."
+    "All 6^N batches, N times the variance of the gradient: NLL has its limit at once, InfoNCE stays below its own."
     ml = mean_gradient(P.log(), 3, lambda l, y: nll(l, y), independent)[1].sum()*3
     fisher = sum(PX[x]*(P[x]*(1 - P[x])).sum() for x in range(2))
     o.same(ml, fisher)

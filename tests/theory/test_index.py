@@ -1,4 +1,5 @@
-"""The index of equations: each number of the paper stands on one page, with a cell below it that checks it, and the committed table leads there."""
+"""The index of equations: each number of the paper stands on one page, with a cell below it that checks it, and the
+committed table leads there."""
 import json
 import os
 import re
@@ -15,7 +16,8 @@ def notebook(cells): return {'cells': [{'cell_type': kind, 'source': source} for
 
 def pages(root=NBS):
     "Notebooks by their path below nbs/."
-    return {p.relative_to(root).as_posix(): json.loads(p.read_text(encoding='utf-8')) for p in sorted(root.rglob('*.ipynb'))
+    return {p.relative_to(root).as_posix(): json.loads(p.read_text(encoding='utf-8'))
+            for p in sorted(root.rglob('*.ipynb'))
             if not any(part[0] in '._' for part in p.relative_to(root).parts)}
 
 
@@ -36,7 +38,7 @@ def anchor(heading):
 
 
 def tags(nb):
-    "(number, heading, whether a later cell of the same section checks something) for every numbered equation of a notebook."
+    "(number, heading, whether a later cell of the section checks something) for every numbered equation of a notebook."
     cells, heading, depth = nb['cells'], None, 0
     for i, cell in enumerate(cells):
         for line in lines(cell):
@@ -65,17 +67,20 @@ def faults(books):
 
 def table_faults(books, table):
     "Rows of the index that are missing, doubled, or lead elsewhere than to the section with the equation."
-    rows = [(int(n), link) for n, link in re.findall(r'^\| \((\d+)\) \|[^|]*\|[^|]*\]\(([^)]*)\) \|', table, re.MULTILINE)]
+    rows = [(int(n), link)
+            for n, link in re.findall(r'^\| \((\d+)\) \|[^|]*\|[^|]*\]\(([^)]*)\) \|', table, re.MULTILINE)]
     if [n for n, _ in rows] != list(NUMBERS): yield f'rows {[n for n, _ in rows]}'
     path = lambda name: os.path.relpath(name, 'theory')
-    wanted = {n: f'{path(name)}#{anchor(heading)}' for name, nb in books.items() for n, heading, _ in tags(nb) if heading}
+    wanted = {n: f'{path(name)}#{anchor(heading)}' for name, nb in books.items() for n, heading, _ in tags(nb)
+              if heading}
     for n, link in rows:
         if link != wanted.get(n): yield f'({n}) leads to {link}, it stands at {wanted.get(n)}'
 
 
 def committed_table():
     nb = json.loads((NBS/'theory'/'equations.ipynb').read_text(encoding='utf-8'))
-    outputs = [''.join(o['data']['text/markdown']) for c in nb['cells'] for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+    outputs = [''.join(o['data']['text/markdown']) for c in nb['cells'] for o in c.get('outputs', [])
+               if 'text/markdown' in o.get('data', {})]
     assert len(outputs) == 1
     return outputs[0]
 
@@ -100,16 +105,19 @@ def sections(nb): return [line[3:] for c in nb['cells'] for line in lines(c) if 
 
 def named(text):
     "The equation numbers in a text: Eq. (5), Eqs. (7)-(9), (12)."
-    return {n for first, last in re.findall(r'\((\d+)\)(?:-\((\d+)\))?', text) for n in range(int(first), int(last or first) + 1)}
+    return {n for first, last in re.findall(r'\((\d+)\)(?:-\((\d+)\))?', text)
+            for n in range(int(first), int(last or first) + 1)}
 
 
 def test_table_of_errata_and_sections_name_the_same_equations():
-    rows = [re.match(r'\| ([^|]*) \|.*\]\(#([^)]*)\) \|$', line) for c in errata()['cells'] for line in lines(c) if re.match(r'\| [^|]*\|.*#', line)]
+    rows = [re.match(r'\| ([^|]*) \|.*\]\(#([^)]*)\) \|$', line) for c in errata()['cells'] for line in lines(c)
+            if re.match(r'\| [^|]*\|.*#', line)]
     assert all(rows) and len(rows) > 20
     by_section = {}
     for where, target in (row.groups() for row in rows): by_section.setdefault(target, set()).update(named(where))
     assert by_section.keys() == {anchor(s) for s in sections(errata())}
-    for section in sections(errata()): assert by_section[anchor(section)] == named(section.split(':')[-1] if ':' in section else ''), section
+    for section in sections(errata()):
+        assert by_section[anchor(section)] == named(section.split(':')[-1] if ':' in section else ''), section
 
 
 def test_every_section_of_the_errata_computes_something():
@@ -146,10 +154,12 @@ def test_a_fault_is_found(cells, fault): assert any(o.startswith(fault) for o in
 
 def test_good_pages_have_no_fault():
     assert not [o for o in faults({'a': notebook(GOOD)}) if o.startswith('(1)')]
-    assert not [o for o in faults({'a': notebook([GOOD[0], ('markdown', '### deeper'), GOOD[1]])}) if o.startswith('(1)')]
+    assert not [o for o in faults({'a': notebook([GOOD[0], ('markdown', '### deeper'), GOOD[1]])})
+                if o.startswith('(1)')]
 
 
 def test_a_faulty_table_is_found():
     table, books = committed_table(), pages()
     assert any('rows' in o for o in table_faults(books, table.replace('| (17) |', '| (18) |')))
-    assert any(o.startswith('(7) leads to') for o in table_faults(books, re.sub(r'(\| \(7\) .*)#which', r'\1#what', table)))
+    assert any(o.startswith('(7) leads to')
+               for o in table_faults(books, re.sub(r'(\| \(7\) .*)#which', r'\1#what', table)))

@@ -1,4 +1,5 @@
-"""softnce.theory.information: Eqs. (14)-(18) and (32)-(53) against literal loops over tuples, an integral, values by hand and limits."""
+"""softnce.theory.information: Eqs. (14)-(18) and (32)-(53) against literal loops over tuples, an integral, values by
+hand and limits."""
 import itertools
 import math
 
@@ -8,8 +9,8 @@ import torch
 from scipy.stats import entropy
 
 from softnce.theory import information
-from softnce.theory.information import (conditional_entropy, info_nce_bound, mutual_information, optimal_info_nce, soft_conditional_entropy,
-                                 soft_information, soft_joint)
+from softnce.theory.information import (conditional_entropy, info_nce_bound, mutual_information, optimal_info_nce,
+                                        soft_conditional_entropy, soft_information, soft_joint)
 
 TABLES = {
     'example': [[.32, .13, .05], [.05, .20, .25]],
@@ -75,7 +76,8 @@ def loss_by_tuples(soft, eta, num_noise, critic=None):
 
 
 def loss_by_integral(soft, eta, num_noise):
-    "log a is the integral of (exp(-t) - exp(-a t))/t, so the mean over noise labels factorises: no enumeration at any N. On t = exp(u)."
+    """log a is the integral of (exp(-t) - exp(-a t))/t, so the mean over noise labels factorises: no enumeration at any
+    N. On t = exp(u)."""
     u = np.arange(-46, 9, .02)
     t, total, c = np.exp(u), 0., ratios(soft, eta)
     for z, y in cells(soft):
@@ -112,7 +114,8 @@ def test_values_by_hand():
     assert math.copysign(1, conditional_entropy(fair).item()) == 1    # 0, not -0
     flip = 2*math.log(2) - .75*math.log(3)                              # entropy of (3/4, 1/4)
     close(conditional_entropy(flipped), flip)
-    close(soft_conditional_entropy(fair, .5), flip)                    # smoothing by 1/2 flips a fair coin with probability 1/4
+    # smoothing by 1/2 flips a fair coin with probability 1/4
+    close(soft_conditional_entropy(fair, .5), flip)
     close(soft_information(fair, .5), math.log(2) - flip)
     close(optimal_info_nce(fair, 0., 1), math.log(2)/2)                # the noise label is the same half of the time
 
@@ -136,10 +139,12 @@ def test_smoothing_with_the_marginal_said_or_not(name):
 
 def test_single_precision_comes_out_in_double():
     joint = tensor(TABLES['example']).float()
-    for got, wanted in ((mutual_information(joint), information_of(TABLES['example'])), (optimal_info_nce(joint, .2, 2), None)):
+    for got, wanted in ((mutual_information(joint), information_of(TABLES['example'])),
+                        (optimal_info_nce(joint, .2, 2), None)):
         assert got.dtype == torch.float64
         if wanted is not None: assert abs(got - wanted) < 1e-6
-    assert soft_joint((joint.double()*(1 + 5e-5)).float(), .2).sum().item() == pytest.approx(1, abs=1e-12)  # rounding of the input is taken out
+    # rounding of the input is taken out
+    assert soft_joint((joint.double()*(1 + 5e-5)).float(), .2).sum().item() == pytest.approx(1, abs=1e-12)
 
 
 # ---------------------------------------------------------------- the optimal loss
@@ -156,7 +161,8 @@ def test_optimal_loss_by_tuples(name, eps, num_noise):
 @pytest.mark.parametrize('num_noise', [1, 4, 16, 200])
 def test_optimal_loss_by_integral(name, eps, num_noise):
     soft = smoothed(TABLES[name], eps)
-    close(optimal_info_nce(tensor(TABLES[name]), eps, num_noise), loss_by_integral(soft, marginals(soft)[1], num_noise), 1e-11)
+    close(optimal_info_nce(tensor(TABLES[name]), eps, num_noise), loss_by_integral(soft, marginals(soft)[1], num_noise),
+          1e-11)
 
 
 @pytest.mark.parametrize('num_noise', NUM)
@@ -164,7 +170,8 @@ def test_optimal_loss_with_other_noise_and_negatives(num_noise):
     t, xi, eta = TABLES['example'], [.1, .1, .8], [.5, .3, .2]
     soft = smoothed(t, .3, xi)
     close(optimal_info_nce(tensor(soft), 0., num_noise, tensor(eta)), loss_by_tuples(soft, eta, num_noise))
-    close(optimal_info_nce(tensor(t), .3, num_noise, negatives=tensor(eta)), loss_by_tuples(smoothed(t, .3), eta, num_noise))
+    close(optimal_info_nce(tensor(t), .3, num_noise, negatives=tensor(eta)),
+          loss_by_tuples(smoothed(t, .3), eta, num_noise))
 
 
 @pytest.mark.parametrize('k', [1, 2, 4, 5])
@@ -189,7 +196,8 @@ def test_no_critic_does_better(name, eps):
     eta = marginals(soft)[1]
     optimum, draws = ratios(soft, eta), torch.randn(5, len(soft), 3).exp().tolist()
     for d in draws:
-        critic = [[c*x if c > 0 else x for c, x in zip(row, noise, strict=True)] for row, noise in zip(optimum, d, strict=True)]
+        critic = [[c*x if c > 0 else x for c, x in zip(row, noise, strict=True)]
+                  for row, noise in zip(optimum, d, strict=True)]
         assert loss_by_tuples(soft, eta, 2, critic) >= best - 1e-12
 
 
@@ -197,7 +205,8 @@ def test_no_critic_does_better(name, eps):
 def test_bound_is_the_constant_minus_the_loss():
     assert info_nce_bound(.5, 4) == math.log(5) - .5
     assert info_nce_bound(.5, 4, as_printed=True) == math.log(4) - .5
-    torch.testing.assert_close(info_nce_bound(tensor([.5, 1.]), 1), tensor([math.log(2) - .5, math.log(2) - 1]), rtol=0, atol=0)
+    torch.testing.assert_close(info_nce_bound(tensor([.5, 1.]), 1), tensor([math.log(2) - .5, math.log(2) - 1]),
+                               rtol=0, atol=0)
 
 
 @tables
@@ -241,7 +250,7 @@ def test_monotone_in_epsilon(name):
 
 # ---------------------------------------------------------------- one check for each equation
 class Case:
-    "One table, smoothing and N; the parts that the equations are made of, by loops (no zero cells: every printed term is finite)."
+    "One table, smoothing and N; the parts of the equations, by loops (no zero cells: every printed term is finite)."
     def __init__(self, name, eps, num_noise):
         self.t, self.eps, self.n, self.joint = TABLES[name], eps, num_noise, tensor(TABLES[name])
         self.pz, self.py = marginals(self.t)
@@ -261,7 +270,8 @@ class Case:
     def log_ratio(self): return self.mean(self.soft, lambda z, y: math.log(self.r[z][y]))
     def log_p(self): return self.mean(self.soft, lambda z, y: math.log(self.p_eps[z][y]))
     def a(self, law): return self.mean(law, lambda z, y: math.log(self.p[z][y]/self.py[y]))
-    def b(self, law): return self.mean(law, lambda z, y: math.log(((1-self.eps)*self.p[z][y] + self.eps*self.py[y])/self.p[z][y]))
+    def b(self, law):
+        return self.mean(law, lambda z, y: math.log(((1-self.eps)*self.p[z][y] + self.eps*self.py[y])/self.p[z][y]))
     def eq35(self): return self.tuples(lambda z, t: math.log(1 + sum(self.r[z][k] for k in t[1:])/self.r[z][t[0]]))
     def eq36(self):
         inner = [sum(b*r for b, r in zip(self.py, row, strict=True)) for row in self.r]
@@ -346,7 +356,8 @@ def test_another_noise_than_the_label_marginal():
     loss = optimal_info_nce(tensor(soft), 0., 16, tensor(py))
     close(loss, loss_by_integral(soft, py, 16), 1e-11)
     assert left < 0 < info_nce_bound(loss, 16, as_printed=True) < info_nce_bound(loss, 16) < entropy([.7, .3], py)
-    flat = optimal_info_nce(joint, 0., 16, uniform)                      # negatives from another distribution: information where there is none
+    # negatives from another distribution: information where there is none
+    flat = optimal_info_nce(joint, 0., 16, uniform)
     assert info_nce_bound(flat, 16) > .3 and abs(mutual_information(joint)) < 1e-15
 
 
@@ -368,26 +379,31 @@ def test_inputs_know_more_than_their_representation():
 def test_one_tuple_can_lie_below_the_bound():
     soft = smoothed(TABLES['example'], .2)
     r = ratios(soft, marginals(soft)[1])
-    smallest = min(math.log(sum(r[z][k] for k in t)/r[z][t[0]]) for z in range(2) for t in itertools.product(range(3), repeat=3))
+    smallest = min(math.log(sum(r[z][k] for k in t)/r[z][t[0]]) for z in range(2)
+                   for t in itertools.product(range(3), repeat=3))
     assert smallest < math.log(2) - information_of(soft)
 
 
 def test_deterministic_labels_are_the_limit():
     joint = tensor(TABLES['deterministic'])
-    for f in (lambda j: soft_information(j, .2), lambda j: optimal_info_nce(j, .2, 4), lambda j: optimal_info_nce(j, 0., 4), mutual_information, conditional_entropy):
+    for f in (lambda j: soft_information(j, .2), lambda j: optimal_info_nce(j, .2, 4),
+              lambda j: optimal_info_nce(j, 0., 4), mutual_information, conditional_entropy):
         close(f(soft_joint(joint, 1e-13)), f(joint).item(), 1e-10)
 
 
 # ---------------------------------------------------------------- errors
 GOOD, NAN = tensor(TABLES['example']), math.nan
-BAD = {'a tensor': [[.5, .5]], r'shape \(Z, K\), got \(6,\)': GOOD.ravel(), 'floating point': torch.ones(1, 1, dtype=torch.long),
-       'finite': torch.where(GOOD == .05, NAN, GOOD), 'negative': tensor([[1.1, -.1]]), 'sum to 1, got 0.99': .99*GOOD, 'sum to 1, got 0': torch.zeros(0, 3)}
+BAD = {'a tensor': [[.5, .5]], r'shape \(Z, K\), got \(6,\)': GOOD.ravel(),
+       'floating point': torch.ones(1, 1, dtype=torch.long),
+       'finite': torch.where(GOOD == .05, NAN, GOOD), 'negative': tensor([[1.1, -.1]]), 'sum to 1, got 0.99': .99*GOOD,
+       'sum to 1, got 0': torch.zeros(0, 3)}
 
 
 @pytest.mark.parametrize('message', BAD)
 def test_refused_joints(message):
-    for f in (mutual_information, conditional_entropy, lambda j: soft_joint(j, .1), lambda j: soft_conditional_entropy(j, .1),
-              lambda j: soft_information(j, .1), lambda j: optimal_info_nce(j, .1, 2)):
+    for f in (mutual_information, conditional_entropy, lambda j: soft_joint(j, .1),
+              lambda j: soft_conditional_entropy(j, .1), lambda j: soft_information(j, .1),
+              lambda j: optimal_info_nce(j, .1, 2)):
         with pytest.raises(ValueError, match=f'joint must .*{message}'): f(BAD[message])
 
 
@@ -399,7 +415,8 @@ def test_refused_epsilon(eps):
 
 @pytest.mark.parametrize('num_noise', [0, -1, 1.5, None])
 def test_refused_number_of_negatives(num_noise):
-    with pytest.raises(ValueError, match='num_noise must be an integer, at least 1'): optimal_info_nce(GOOD, .1, num_noise)
+    with pytest.raises(ValueError, match='num_noise must be an integer, at least 1'):
+        optimal_info_nce(GOOD, .1, num_noise)
     with pytest.raises(ValueError, match='num_noise must be an integer, at least 1'): info_nce_bound(1., num_noise)
 
 
@@ -407,6 +424,9 @@ def test_refused_noise_and_negatives():
     for f in (soft_joint, soft_conditional_entropy, soft_information):
         with pytest.raises(ValueError, match='noise must sum to 1'): f(GOOD, .1, tensor([.5, .5, .5]))
         with pytest.raises(ValueError, match=r'noise must have shape \(3,\)'): f(GOOD, .1, tensor([.5, .5]))
-    with pytest.raises(ValueError, match='negatives must be positive, got 0 for class 2'): optimal_info_nce(GOOD, .1, 2, tensor([.5, .5, 0.]))
-    with pytest.raises(ValueError, match=r'negatives must have shape \(3,\)'): optimal_info_nce(GOOD, .1, 2, tensor([.5, .5]))
-    with pytest.raises(ValueError, match='num_noise must leave at most 2000000 count vectors'): optimal_info_nce(torch.full((1, 20), .05), 0., 64)
+    with pytest.raises(ValueError, match='negatives must be positive, got 0 for class 2'):
+        optimal_info_nce(GOOD, .1, 2, tensor([.5, .5, 0.]))
+    with pytest.raises(ValueError, match=r'negatives must have shape \(3,\)'):
+        optimal_info_nce(GOOD, .1, 2, tensor([.5, .5]))
+    with pytest.raises(ValueError, match='num_noise must leave at most 2000000 count vectors'):
+        optimal_info_nce(torch.full((1, 20), .05), 0., 64)

@@ -1,4 +1,4 @@
-"softnce.training.nodes: several machines, which are processes of this one: the loss of one process, and errors of any rank."
+"softnce.training.nodes: several machines, which are processes of this one; their loss, and errors of any rank."
 import os, signal, subprocess, sys, threading, time
 
 import psutil
@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from softnce.training.nodes import launch_nodes, slurm_hosts
-from softnce.targets import smooth
+from softnce.targets import one_hot, smooth
 from softnce.losses import SoftTargetInfoNCE
 
 slow = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(os.path.dirname(__file__))
 
 
 def step(rank, world):
@@ -22,8 +17,8 @@ def step(rank, world):
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 5, generator=g, dtype=torch.float64), torch.randint(4, (12,), generator=g)
     net = torch.nn.Linear(5, 4).double()
-    for p in net.parameters(): torch.nn.init.constant_(p, .3) if p.dim() == 1 else torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(1))
-    from softnce.targets import one_hot
+    torch.nn.init.constant_(net.bias, .3)
+    torch.nn.init.normal_(net.weight, generator=torch.Generator().manual_seed(1))
     targets = smooth(one_hot(y, 4).double(), .1)
     loss = SoftTargetInfoNCE()(net(x[rank::world]), targets[rank::world])
     loss.backward()
@@ -57,7 +52,9 @@ def test_two_machines_see_the_loss_of_one_process(tmp_path):
 
 
 @slow
-@pytest.mark.parametrize('how, message', [('raises', '(?s)rank 1 of 2 failed\nTraceback.*ValueError: rank 1 has no data'), ('killed', 'rank 1 was killed by SIGKILL; was there enough memory')])
+@pytest.mark.parametrize('how, message', [
+    ('raises', '(?s)rank 1 of 2 failed\nTraceback.*ValueError: rank 1 has no data'),
+    ('killed', 'rank 1 was killed by SIGKILL; was there enough memory')])
 def test_an_error_on_the_other_machine_is_an_error_here(tmp_path, how, message):
     import test_nodes
     handler = signal.getsignal(signal.SIGTERM)
@@ -79,7 +76,9 @@ def abort_after_failure(mark):
 @pytest.mark.parametrize('machines', [1, 2])
 def test_an_abort_does_not_hide_the_error_before_it(tmp_path, machines):
     import test_nodes
-    with pytest.raises(RuntimeError, match='(?s)^rank 0 was killed by SIGABRT; often because another rank failed\nrank 1 of 2 failed\nTraceback.*ValueError: rank 1 has no data$') as e:
+    said = ('(?s)^rank 0 was killed by SIGABRT; often because another rank failed\nrank 1 of 2 failed\n'
+            'Traceback.*ValueError: rank 1 has no data$')
+    with pytest.raises(RuntimeError, match=said) as e:
         launch_nodes(test_nodes.abort_after_failure, tmp_path/'mark', processes=2//machines, **here(tmp_path, machines))
     assert str(e.value).count('Traceback') == 1
 
@@ -88,12 +87,13 @@ def test_an_abort_does_not_hide_the_error_before_it(tmp_path, machines):
 def test_a_machine_that_never_comes(tmp_path):
     import test_nodes
     with pytest.raises(RuntimeError, match='machine 1 ended with exit code 5: no such machine'):
-        launch_nodes(test_nodes.job, **{**here(tmp_path), 'start': lambda host: ['sh', '-c', 'echo no such machine; exit 5']})
+        launch_nodes(test_nodes.job, hosts=['localhost']*2, folder=tmp_path,
+                     start=lambda host: ['sh', '-c', 'echo no such machine; exit 5'])
 
 
 def sleeper(path):
     "A rank that notes the stop signal, as `fit` does, and says so."
-    from softnce.training.loop import StopRequested
+    from softnce.training.checkpoints import StopRequested
     came = []
     signal.signal(signal.SIGTERM, lambda *a: came.append(1))
     with open(f"{path}-{os.environ['RANK']}", 'w') as f: f.write('ready')
@@ -108,7 +108,8 @@ def test_no_rank_outlives_a_killed_notebook(tmp_path, machines):
     code = f"""import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
 import test_nodes
 from pathlib import Path
-test_nodes.launch_nodes(test_nodes.sleeper, {str(tmp_path/'r')!r}, processes={2//machines}, **test_nodes.here(Path({str(tmp_path)!r}), {machines}))"""
+here = test_nodes.here(Path({str(tmp_path)!r}), {machines})
+test_nodes.launch_nodes(test_nodes.sleeper, {str(tmp_path/'r')!r}, processes={2//machines}, **here)"""
     notebook = subprocess.Popen([sys.executable, '-c', code])
     while not all((tmp_path/f'r-{i}').exists() for i in (0, 1)): time.sleep(.1); assert notebook.poll() is None
     family = psutil.Process(notebook.pid).children(recursive=True)
@@ -117,44 +118,48 @@ test_nodes.launch_nodes(test_nodes.sleeper, {str(tmp_path/'r')!r}, processes={2/
     assert not psutil.wait_procs(family, timeout=60)[1]
 
 
-def stops_late(came):
+def stops_late(signals):
     "Rank 0 is still at its checkpoint when rank 1 is ready; neither was told by the agent."
-    from softnce.training.loop import StopRequested
+    from softnce.training.checkpoints import StopRequested
     if os.environ['RANK'] == '0': time.sleep(2)
-    raise StopRequested('step 7', came)
+    raise StopRequested('step 7', signals)
 
 
 @pytest.mark.parametrize('machines, sent', [(1, signal.SIGTERM), (2, signal.SIGUSR1)])
 def test_a_stop_signal_reaches_every_rank(tmp_path, machines, sent, capfd):
     import test_nodes
-    from softnce.training.loop import StopRequested
+    from softnce.training.checkpoints import StopRequested
     ready = [tmp_path/f'r-{i}' for i in (0, 1)]
     def stop():
         while not all(p.exists() and p.read_text() for p in ready): time.sleep(.05)
         os.kill(os.getpid(), sent)
     threading.Thread(target=stop, daemon=True).start()
     before = psutil.Process().children()
-    with pytest.raises(StopRequested): launch_nodes(test_nodes.sleeper, str(tmp_path/'r'), processes=2//machines, **here(tmp_path, machines))
+    with pytest.raises(StopRequested):
+        launch_nodes(test_nodes.sleeper, str(tmp_path/'r'), processes=2//machines, **here(tmp_path, machines))
     assert [p.read_text() for p in ready] == ['checkpoint']*2
     assert psutil.Process().children() == before, 'nothing that a closing kernel would wait for'
     logs = capfd.readouterr().out + ''.join(p.read_text() for p in tmp_path.glob('nodes-*/agent*.log'))
-    assert 'Closing process' in logs and 'Unable to shutdown' not in logs, 'ranks end by themselves, they are not killed'
+    assert 'Closing process' in logs, 'the agents told them'
+    assert 'Unable to shutdown' not in logs, 'ranks end by themselves, they are not killed'
 
 
 @slow
 @pytest.mark.parametrize('machines', [1, 2])
-@pytest.mark.parametrize('came', [['SIGUSR1'], ['SIGTERM']])
-def test_ranks_that_stop_by_themselves(tmp_path, machines, came):
+@pytest.mark.parametrize('signals', [['SIGUSR1'], ['SIGTERM']])
+def test_ranks_that_stop_by_themselves(tmp_path, machines, signals):
     import test_nodes
-    from softnce.training.loop import StopRequested
-    with pytest.raises(StopRequested, match='^step 7$'): launch_nodes(test_nodes.stops_late, came, processes=2//machines, **here(tmp_path, machines))
+    from softnce.training.checkpoints import StopRequested
+    with pytest.raises(StopRequested, match='^step 7$'):
+        launch_nodes(test_nodes.stops_late, signals, processes=2//machines, **here(tmp_path, machines))
 
 
 def test_one_machine_needs_no_folder(monkeypatch):
     monkeypatch.delenv('SLURM_JOB_NODELIST', raising=False)
     assert len(slurm_hosts()) == 1 and launch_nodes(max, 3, 5) == 5
     with pytest.raises(ValueError, match='nodes must be at most 1, the machines of this job, got 3'): slurm_hosts(3)
-    with pytest.raises(ValueError, match='folder must be one that all 2 machines see'): launch_nodes(max, 3, 5, hosts=['a', 'b'])
+    with pytest.raises(ValueError, match='folder must be one that all 2 machines see'):
+        launch_nodes(max, 3, 5, hosts=['a', 'b'])
 
 
 def test_one_lambda_for_a_global_batch():
@@ -162,10 +167,14 @@ def test_one_lambda_for_a_global_batch():
     from softnce.vision.batches import Batches, Mixing
     from softnce.vision.images import load
     data = load('digits')
-    kept = lambda batches: [sorted({round(v, 6) for v in t.weights.max(1).values.tolist()}) for x, t in batches]
+    def batches(rank, world, mixing):
+        mixing = Mixing(10, smoothing=.1, **mixing)
+        return [(x, t) for x, t in Batches(data.train, 64, True, mixing=mixing, seed=3, rank=rank, world=world)]
+    def factors_of(batches): return [{round(v, 6) for v in t.weights.max(1).values.tolist()} for x, t in batches]
     for mixing in (dict(mixup=.8, cutmix=0.), dict(mixup=0., cutmix=1.)):
-        one, *two = ([(x, t) for x, t in Batches(data.train, 64, True, mixing=Mixing(10, smoothing=.1, **mixing), seed=3, rank=r, world=w)] for r, w in ((0, 1), (0, 2), (1, 2)))
+        one, two = batches(0, 1, mixing), [batches(0, 2, mixing), batches(1, 2, mixing)]
         assert len(one) == len(two[0]) == len(two[1]) > 10
-        factors = [{v for v in a+b if v < .999999} for a, b in zip(kept(two[0]), kept(two[1]))]
-        assert all(len(f) <= 1 for f in factors) and len(set().union(*factors)) > 4, 'one factor a step, another in the next'
+        factors = [{v for v in a | b if v < .999999} for a, b in zip(*map(factors_of, two))]
+        assert all(len(f) <= 1 for f in factors), 'one factor a step'
+        assert len(set().union(*factors)) > 4, 'another in the next'
         assert all(len(a[0])+len(b[0]) == len(c[0]) for a, b, c in zip(*two, one))

@@ -1,0 +1,116 @@
+"softnce.runs.cli and the package: the command as a user calls it, its exit codes, and imports that stay light."
+import importlib, json, re, subprocess, sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from small_experiments import cli, notebook
+
+import softnce.runs
+import softnce.runs.cli as command
+import softnce.runs.experiment as experiment
+from softnce.runs.execute import RunFailed, RunStopped
+from softnce.runs.experiment import UsageError, list_experiments
+from softnce.runs.locks import RunLocked
+
+MODULES = sorted(p.stem for p in Path(softnce.runs.__file__).parent.glob('[!_]*.py'))
+
+
+# ---- the package
+
+def test_the_front_has_every_name():
+    "A name is that of one module, and never that of a module: importing the module would then replace it."
+    names = [n for m in MODULES for n in importlib.import_module(f'softnce.runs.{m}').__all__]
+    assert sorted(names) == softnce.runs.__all__ and len(set(names)) == len(names) and not set(names) & set(MODULES)
+    from softnce.runs import collect, run_all, run_experiment, this_run
+    assert [f.__module__.rpartition('.')[2] for f in (this_run, run_experiment, collect, run_all)] == [
+        'run', 'execute', 'report', 'sweeps']
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_import_is_light(module):
+    heavy = ['torch', 'papermill', 'pandas', 'typer', 'matplotlib', 'yaml', 'nbformat', 'IPython', 'scipy']
+    code = f"import sys, softnce.runs.{module}; print(sorted({set(heavy)} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == '[]'
+
+
+# ---- exit codes
+
+@pytest.mark.parametrize('error, code', [
+    (UsageError('x'), 2), (RunFailed('x'), 1), (RunLocked('x'), 3), (KeyboardInterrupt(), 130), (RunStopped(), 75)])
+def test_exit_codes(error, code, capsys):
+    with pytest.raises(SystemExit) as e, command.exit_codes(): raise error
+    said = str(error) or ('stopped' if code == 75 else 'interrupted')
+    assert e.value.code == code and capsys.readouterr().err == f'softnce: {said}\n'
+
+
+def test_other_errors_keep_their_traceback():
+    for error in (OSError(2, 'No such file'), ZeroDivisionError()):
+        with pytest.raises(type(error)), command.exit_codes(): raise error
+    with command.exit_codes(): pass
+
+
+def test_missing_extra():
+    code = "import sys; sys.modules.update(typer=None, papermill=None); from softnce.runs.cli import main; main()"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'missing: typer, papermill' in done.stderr and 'pip install softnce[nbs]' in done.stderr
+
+
+@pytest.mark.parametrize('args, message', [
+    (['n.ipynb', '-p', 'alignmet=40'], "n has no parameter 'alignmet'; did you mean 'alignment'? it has: alignment=40"),
+    (['n.ipynb', '-p', 'alignment=high'], "alignment must be int, like its default 40; got 'high' (str)"),
+    (['n.ipynb', '-p', 'alignment'], "-p takes key=value, got 'alignment'"),
+    (['zzz'], "there is no experiment 'zzz'; there are: ")])
+def test_usage_errors(tmp_path, args, message):
+    notebook(tmp_path/'n.ipynb')
+    done = cli('run', *args, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and 'Traceback' not in done.stderr
+    assert not (tmp_path/'runs').exists()
+
+
+def test_requeue(monkeypatch):
+    "In a Slurm job, a stopped run has its job put back; a failure does not, nor does anything outside Slurm."
+    asked = []
+    # None: scontrol refused, so there is nothing to wait for
+    monkeypatch.setattr(command, 'command_output', lambda *words: asked.append(words))
+    for job, error in (('12', RunStopped), ('12', RunFailed), (None, RunStopped)):
+        monkeypatch.setenv('SLURM_JOB_ID', job) if job else monkeypatch.delenv('SLURM_JOB_ID')
+        with pytest.raises(error), command._requeue_when_stopped(True): raise error()
+    assert asked == [('scontrol', 'requeue', '12')]
+
+
+# ---- list and collect
+
+def test_list(tmp_path):
+    done = cli('list', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for e in list_experiments():
+        assert f'{e.name}  {e.subtitle}\n' in done.stdout
+        for name, p in e.parameters.items():
+            comment = f' .*# {re.escape(p.comment)}' if p.comment else ' *'
+            line = rf'^ +{name} = {re.escape(repr(p.default))}{comment}$'
+            assert re.search(line, done.stdout, re.M), f'{e.name}: {name}'
+
+
+def test_list_shows_a_broken_experiment_and_the_others(tmp_path, monkeypatch, capsys):
+    notebook(tmp_path/'a.ipynb', tags=()), notebook(tmp_path/'b.ipynb')
+    monkeypatch.setattr(experiment, 'experiments_dir', lambda: tmp_path)
+    command._list()
+    out = capsys.readouterr().out
+    assert 'a\n    cannot be run: a.ipynb needs exactly one cell' in out
+    assert re.search(r"b  A subtitle\n    alignment = 40 +# in percent\n", out)
+
+
+def test_collect_writes_to_a_file_and_shows_the_rest(tmp_path, capsys):
+    folder = tmp_path/'runs'/'n'/'a'
+    folder.mkdir(parents=True)
+    (folder/'params.yaml').write_text('lr: 0.5\n')
+    (folder/'metrics.json').write_text(json.dumps([{'value': i} for i in range(22)]))
+    command._collect(tmp_path/'runs', tmp_path/'all.csv')
+    said = capsys.readouterr()
+    assert said.out.endswith('... 2 more rows\n') and not said.err
+    assert pd.read_csv(tmp_path/'all.csv')['value'].tolist() == list(range(22))
+    command._collect(tmp_path/'runs', None)
+    said = capsys.readouterr()
+    assert said.out == (tmp_path/'all.csv').read_text() and said.err.endswith('... 2 more rows\n')

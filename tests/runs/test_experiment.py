@@ -1,0 +1,135 @@
+"softnce.runs.experiment: parameters, their types, names, ids, and the experiments of this checkout."
+import ast, re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_experiments import REPO, notebook
+
+import softnce.runs.experiment as experiment
+from softnce.runs.execute import run_experiment
+from softnce.runs.experiment import (Experiment, UsageError, check_value, find_experiment, list_experiments,
+                                     parse_overrides, read_parameters, resolve, run_id)
+
+
+@pytest.mark.parametrize('value, default, want', [
+    (3, 1, 3), (3, 1., 3.), ('1e-3', 1., .001), ('-2E+4', 1., -2e4), (True, False, True), ('a', 'b', 'a'),
+    ([3], [0, 1], [3]), ([], [0], []), ([2, .5], [.1, 1], [2., .5]), ((3, 4), [0], [3, 4]), (np.int64(3), 1, 3),
+    (np.float32(.5), 1., .5), (torch.tensor(3), 1, 3), (np.arange(2), [5], [0, 1]), ('x', None, 'x'),
+    ([1, 'a', None], None, [1, 'a', None]), (None, None, None), ([1, 'a'], [], [1, 'a']),
+    ([[1, 2], [3]], [[0]], [[1, 2], [3]]), ([None, 2], [None, .5], [None, 2])])
+def test_check_value_accepts(value, default, want):
+    got = check_value('x', value, default)
+    assert got == want and type(got) is type(want)
+    if isinstance(want, list): assert list(map(type, got)) == list(map(type, want))
+
+
+@pytest.mark.parametrize('value, default, message', [
+    (True, 1, r'x must be int, like its default 1; got True \(bool\)'), (1, False, 'x must be bool'),
+    (1., 1, 'x must be int'), ('1e3', 1, 'x must be int'), (True, 1., 'x must be float'),
+    ('fast', 1., r"x must be float, like its default 1.0; got 'fast' \(str\)"), (3, 'nll', 'x must be str'),
+    (None, 1, r'x must be int, like its default 1; got None \(NoneType\)'), (3, [0], 'x must be list'),
+    ('0,1', [0], 'x must be list'), ([0, 'one'], [0], r"x\[1\] must be int"),
+    ([[1, .5]], [[0]], r'x\[0\]\[1\] must be int'), ([True], [.1], r'x\[0\] must be float'),
+    ({'a': 1}, None, 'x must be an int, float, str, bool, list or None')])
+def test_check_value_refuses(value, default, message):
+    with pytest.raises(UsageError, match=message): check_value('x', value, default)
+
+
+def test_parse_overrides():
+    got = parse_overrides(['a=1', 'b = [1, x]', 'c=null', "d='3'", 'e=x=y', 'f=1e-3'])
+    assert got == {'a': 1, 'b': [1, 'x'], 'c': None, 'd': '3', 'e': 'x=y', 'f': '1e-3'}
+
+
+@pytest.mark.parametrize('pairs, message', [
+    (['steps'], "-p takes key=value, got 'steps'"), (['=3'], '-p takes key=value'), (['a b=3'], '-p takes key=value'),
+    (['a=[1,'], r'the value is not YAML; quote it'), (['a=1', 'a=2'], '-p a was given twice')])
+def test_parse_overrides_refuses(pairs, message):
+    with pytest.raises(UsageError, match=message): parse_overrides(pairs)
+
+
+def test_read_parameters():
+    got = read_parameters("# the size\nn = -3  # points\nxs = [1,\n      2]  # two lines\ns = 'a # b'\n")
+    want = {'n': (-3, 'points'), 'xs': ([1, 2], 'two lines'), 's': ('a # b', '')}
+    assert {k: tuple(p) for k, p in got.items()} == want
+
+
+@pytest.mark.parametrize('source', [
+    'n = 2*3', 'import os', 'n: int = 3', 'a = b = 1', 'a, b = 1, 2', 'print(1)', 'x = (1, 2)', 'x = {}', "'text'",
+    'n += 1', 'x.y = 1', 'f = lambda: 1'])
+def test_read_parameters_refuses(source):
+    line = re.escape(ast.unparse(ast.parse(source).body[0]))
+    with pytest.raises(UsageError, match=r"must hold lines like `name = literal`.* got: "+line): read_parameters(source)
+
+
+def test_parameters_cell_that_is_not_python():
+    with pytest.raises(UsageError, match='not plain Python'): read_parameters('%matplotlib inline')
+
+
+@pytest.mark.parametrize('tags, message', [
+    (('',), "n.ipynb needs exactly one cell tagged 'parameters', it has 0"), (('parameters',)*2, 'it has 2'),
+    (('parameters', 'injected-parameters'), 'n.ipynb is an executed notebook')])
+def test_tag_missing_or_twice(tmp_path, tags, message):
+    path = notebook(tmp_path/'n.ipynb', tags=tags)
+    with pytest.raises(UsageError, match=message): run_experiment(path, {}, tmp_path/'runs')
+    assert not (tmp_path/'runs').exists()
+
+
+def test_not_a_notebook(tmp_path):
+    (tmp_path/'n.ipynb').write_text('{"cells"')
+    with pytest.raises(UsageError, match='n.ipynb is not a notebook'): run_experiment(tmp_path/'n.ipynb')
+    with pytest.raises(UsageError, match='there is no notebook'): find_experiment(tmp_path/'m.ipynb')
+
+
+def test_names(tmp_path, monkeypatch):
+    for name in ('gmm', 'images', 'noise_samples'): notebook(tmp_path/f'{name}.ipynb')
+    monkeypatch.setattr(experiment, 'experiments_dir', lambda: tmp_path)
+    assert [e.name for e in list_experiments()] == ['gmm', 'images', 'noise_samples']
+    assert find_experiment('gmm') == Experiment(tmp_path/'gmm.ipynb')
+    assert find_experiment('gmm').subtitle == 'A subtitle'
+    message = "no experiment 'image'; did you mean 'images'\\? there are: gmm, images, noise_samples"
+    with pytest.raises(UsageError, match=message): find_experiment('image')
+    with pytest.raises(UsageError, match="no experiment 'qqq'; there are: gmm"): find_experiment('qqq')
+
+
+def test_where_experiments_are(monkeypatch):
+    assert experiment.experiments_dir() == REPO/'nbs'/'experiments'
+    monkeypatch.setattr(experiment, 'checkout', lambda: None)  # a wheel
+    assert experiment.experiments_dir() == Path(experiment.__file__).parents[1]/'experiments'
+
+
+def test_resolve(tmp_path):
+    n = Experiment(notebook(tmp_path/'n.ipynb'))
+    got = resolve(n, {'lr': 1, 'seeds': [7]})
+    want = {'alignment': 40, 'lr': 1., 'loss': 'nll', 'seeds': [7], 'rates': [.1, 1], 'debug': False, 'path': None}
+    assert got == want and type(got['lr']) is float
+    message = "n has no parameter 'alignmet'; did you mean 'alignment'\\? it has: alignment=40, lr=0.5, loss='nll'"
+    with pytest.raises(UsageError, match=message): resolve(n, {'alignmet': 40})
+
+
+def test_id():
+    a = run_id('gmm', {'lr': .1, 'seeds': [0]})
+    assert re.fullmatch('[0-9a-f]{8}', a) and a == run_id('gmm', {'seeds': [0], 'lr': .1})
+    asked = {'lr': .2, 'seeds': [0]}, {'lr': .1, 'seeds': [1]}, {'lr': .1, 'seeds': '[0]'}, {'lr': .1}
+    assert len({a, run_id('images', {'lr': .1, 'seeds': [0]}), *(run_id('gmm', o) for o in asked)}) == 6
+
+
+def test_an_id_is_what_it_was():
+    "Runs of years ago are found by it: the first eight digits of the SHA-256 of the JSON text."
+    assert run_id('coin', {'steps': 6, 'lr': .5}) == '4c871d8e'
+    assert run_id('gmm', {'seeds': [0, 1], 'name': None, 'full': True}) == 'ff14b75e'
+
+
+def test_experiment_parameters():
+    "Every experiment: one cell tagged `parameters`, plain literals, one assignment a line; many with a comment."
+    assert list_experiments()
+    for e in list_experiments():
+        found = e.parameters
+        assert found and e.subtitle, e.name
+        source, = e.tagged('parameters')
+        lines = [node.lineno for node in ast.parse(source).body]
+        assert len(set(lines)) == len(lines) == len(found), e.name
+        commented = [name for name, p in found.items() if p.comment]
+        assert len(commented) >= len(found)/3, f'{e.name}: of {len(found)} parameters only {commented} have a comment'
+        assert resolve(e, {}) == {k: p.default for k, p in found.items()}
