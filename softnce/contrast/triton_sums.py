@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['class_sums', 'sparse_sums', 'softmax_without_own']
 
-# %% ../../nbs/contrast/triton_sums.ipynb #02b2e11c
+# %% ../../nbs/contrast/triton_sums.ipynb #cf370996
 __doc__ = """The sums of `softnce.contrast.sums` as Triton kernels, with the same arguments and the same results.
 
     class_sums            one program a row: log-sum-exps over classes, and their gradient
@@ -39,7 +39,7 @@ def online(u, top, z):
     new = tl.maximum(top, tl.max(u, 0))
     return new, z*tl.exp(top - new) + tl.sum(tl.exp(u - new), 0)
 
-# %% ../../nbs/contrast/triton_sums.ipynb #78ddc58b
+# %% ../../nbs/contrast/triton_sums.ipynb #95e43790
 FLOOR = tl.constexpr(LOW)
 
 @triton.jit
@@ -76,15 +76,16 @@ def own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DT
 @triton.jit
 def masked(own): return tl.where(own < -1e20, float('-inf'), own)  # as `layout.masked`
 
-# %% ../../nbs/contrast/triton_sums.ipynb #be543d66
-ONE_BLOCK = 2**17  # bytes of a row that fit the registers of one program: 32 fp32 for each of 1024 threads, no spills
+# %% ../../nbs/contrast/triton_sums.ipynb #87b86d9d
+ONE_BLOCK = {4: 2**14, 8: 2**12}             # by bytes of a number: what 1024 (512) threads hold; twice as many spill
+NEXT_BLOCKS = {4: (2**12, 8), 8: (2**11, 16)} # numbers and warps for longer rows: the least spills of those compiled
 
 def row_block(width:int,    # numbers in a row
               itemsize:int, # bytes of one in the precision of computation
              )->tuple:      # numbers a program holds at once, and its warps
-    "A power of two and the warps for it: 8 numbers a thread, more where a block has no more than 32 warps."
+    "All of a row with 8 numbers a thread (16 for the longest), or a block of it."
+    if width > ONE_BLOCK[itemsize]: return NEXT_BLOCKS[itemsize]
     block = triton.next_power_of_2(width)
-    if block*itemsize > ONE_BLOCK: block = 2**14//itemsize  # in a loop: 8 numbers for each of 512 threads
     return block, max(1, min(32, block//256))
 
 def alignment(*widths): return min(16, *(w & -w for w in widths))  # the largest power of two, up to 16, in all of them
@@ -93,7 +94,7 @@ def precision(x): return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 def by_row(x): return x if x is None or x.stride(1) == 1 else x.contiguous()
 
-# %% ../../nbs/contrast/triton_sums.ipynb #7d9f5819
+# %% ../../nbs/contrast/triton_sums.ipynb #9096e718
 def on_its_device(call):
     "Decorator: launches go to the device of the first argument."
     @wraps(call)
@@ -101,7 +102,7 @@ def on_its_device(call):
         with torch.cuda.device_of(x): return call(x, *args)
     return guarded
 
-# %% ../../nbs/contrast/triton_sums.ipynb #bacc4208
+# %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
 @triton.jit
 def inside(s, k, there, i, t, OFFSET, first, OWN_OFFSET, IDS, S:tl.constexpr):
     "What is in a sum's exponential: `t*s + offset`, at the own class with its own offset; -inf beyond the last class."
@@ -185,7 +186,7 @@ def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, 
         num_warps=warps)
     return total, gradient
 
-# %% ../../nbs/contrast/triton_sums.ipynb #9f57d152
+# %% ../../nbs/contrast/triton_sums.ipynb #b7c53c49
 @triton.jit
 def rows_kernel(L, LOG_ETA, IDS, W, SHARE, LARGEST, BEST, MEAN, OWN, K, stride, w_stride, scale:tl.float64,
                 S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
@@ -209,15 +210,14 @@ def rows_kernel(L, LOG_ETA, IDS, W, SHARE, LARGEST, BEST, MEAN, OWN, K, stride, 
 
 # %% ../../nbs/contrast/triton_sums.ipynb #623e9977
 @triton.jit
-def bag(T, LOG_ETA, IDS, W, SHARE, m, live, rows, in_rows, largest, mean, stride, w_stride, scale, S:tl.constexpr,
+def bag(T, LOG_ETA, IDS, W, SHARE, m, live, rows, largest, mean, stride, w_stride, scale, S:tl.constexpr,
         IN_BATCH:tl.constexpr, DTYPE:tl.constexpr):
     "Scores of candidates `m` for a block of rows; `LOW` for a row's own, -inf where there is no candidate."
     u = tl.zeros((m.shape[0], rows.shape[0]), DTYPE)
-    here = live[:, None] & in_rows[None, :]
     for c in range(S):
         k = tl.load(IDS + m*S + c, mask=live, other=0)
         w = tl.load(W + m*w_stride + c, mask=live, other=0.)
-        l = tl.load(T + k[:, None]*stride + rows[None, :], mask=here, other=0.)
+        l = tl.load(T + k[:, None]*stride*rows.shape[0] + rows[None, :], mask=live[:, None], other=0.)
         u += w[:, None]*scores_at(l, k[:, None], live[:, None], largest[None, :], scale, LOG_ETA, DTYPE)
     if SHARE is not None: u += tl.load(SHARE + m, mask=live, other=0.)[:, None]*mean[None, :]
     if IN_BATCH: u = tl.where(m[:, None] == rows[None, :], FLOOR, u)
@@ -231,7 +231,7 @@ def rows_of_block(block, N, LARGEST, MEAN, DTYPE:tl.constexpr, BLOCK_N:tl.conste
     if MEAN is not None: mean = tl.load(MEAN + rows, mask=rows < N, other=0.)
     return rows, rows < N, tl.load(LARGEST + rows, mask=rows < N, other=0.), mean
 
-# %% ../../nbs/contrast/triton_sums.ipynb #4d6e7656
+# %% ../../nbs/contrast/triton_sums.ipynb #b0c54920
 @triton.jit(do_not_specialize=['N', 'M', 'per_part', 'stride'])  # else an odd last batch would be compiled anew
 def lse_kernel(T, LOG_ETA, IDS, W, SHARE, LARGEST, MEAN, TOPS, ZS, QS, N, M, per_part, stride, w_stride,
                scale:tl.float64, S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr, BLOCK_N:tl.constexpr,
@@ -243,8 +243,7 @@ def lse_kernel(T, LOG_ETA, IDS, W, SHARE, LARGEST, MEAN, TOPS, ZS, QS, N, M, per
     top, z, q = tl.full((BLOCK_N,), float('-inf'), DTYPE), tl.zeros((BLOCK_N,), DTYPE), tl.zeros((BLOCK_N,), DTYPE)
     for start in range(begin, end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
-        u = bag(T, LOG_ETA, IDS, W, SHARE, m, m < end, rows, in_rows, largest, mean, stride, w_stride, scale, S,
-                IN_BATCH, DTYPE)
+        u = bag(T, LOG_ETA, IDS, W, SHARE, m, m < end, rows, largest, mean, stride, w_stride, scale, S, IN_BATCH, DTYPE)
         new = tl.maximum(top, tl.max(u, 0))
         e, smaller = tl.exp(u - new[None, :]), tl.exp(top - new)
         z = z*smaller + tl.sum(e, 0)
@@ -272,24 +271,24 @@ def join_kernel(TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, N, parts, DTYPE:tl.constexp
     if QS is not None: tl.store(Q + rows, q/z, mask=there)
     tl.store(TOTAL + rows, tl.log(z) + (top - tl.load(OWN + rows, mask=there, other=0.)), mask=there)
 
-# %% ../../nbs/contrast/triton_sums.ipynb #f648cb2f
+# %% ../../nbs/contrast/triton_sums.ipynb #f525ec13
 @triton.jit(do_not_specialize=['E'])
 def order_kernel(KEYS, ENTRY, BEGIN, E, K, BLOCK:tl.constexpr, STEP:tl.constexpr):
     "Where each of E entries stands in the order by class, and where each class begins: by counting what is before."
     q = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK)  # E entries, then K+1 classes
     entry = q < E
-    key, count = tl.load(KEYS + q, mask=entry, other=0), tl.zeros((BLOCK,), tl.int32)
-    key = tl.where(entry, key, q - E)
+    key = tl.where(entry, tl.load(KEYS + q, mask=entry, other=0).to(tl.int32), q - E)
+    count = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, E, STEP):
         e = start + tl.arange(0, STEP)
-        other = tl.load(KEYS + e, mask=e < E, other=K + 1)  # larger than any
+        other = tl.load(KEYS + e, mask=e < E, other=K + 1).to(tl.int32)  # beyond the last: larger than any
         same_class = entry[:, None] & (other[None, :] == key[:, None])
         before = (other[None, :] < key[:, None]) | (same_class & (e[None, :] < q[:, None]))
         count += tl.sum(before.to(tl.int32), 1)
     tl.store(ENTRY + count, q.to(tl.int64), mask=entry)
     tl.store(BEGIN + q - E, count.to(tl.int64), mask=(q >= E) & (q <= E + K))
 
-# %% ../../nbs/contrast/triton_sums.ipynb #6dc37b9d
+# %% ../../nbs/contrast/triton_sums.ipynb #71ebf539
 COMPARISONS = 2**25  # estimate: they take as long as the launches of a sort, some 10 us
 
 def sorted_entries(ids, num_classes):
@@ -304,14 +303,13 @@ def sorted_entries(ids, num_classes):
 LONG = tl.constexpr(64)  # entries of one class, from which on a block of them fills the program's threads
 
 @triton.jit
-def entry_sums(e, live, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, in_rows, largest, mean, top, stride, w_stride, scale,
+def entry_sums(e, live, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top, stride, w_stride, scale,
                S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr):
     "Weight times exponential of the candidates of sorted entries `e`, for a block of rows."
     entry = tl.load(ENTRY + e, mask=live, other=0)
     m = entry//S
     w = tl.load(W + m*w_stride + entry % S, mask=live, other=0.)
-    u = bag(T, LOG_ETA, IDS, W, SHARE, m, live, rows, in_rows, largest, mean, stride, w_stride, scale, S, IN_BATCH,
-            DTYPE)
+    u = bag(T, LOG_ETA, IDS, W, SHARE, m, live, rows, largest, mean, stride, w_stride, scale, S, IN_BATCH, DTYPE)
     return w[:, None]*tl.exp(u - top[None, :])
 
 @triton.jit
@@ -339,15 +337,15 @@ def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP,
     g, longest = tl.zeros((BLOCK_K, BLOCK_N), DTYPE), tl.max(end - begin, 0)
     if longest <= LONG:
         for j in range(0, longest):
-            g += entry_sums(begin + j, begin + j < end, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, in_rows, largest, mean,
-                            top, stride, w_stride, scale, S, IN_BATCH, DTYPE)
+            g += entry_sums(begin + j, begin + j < end, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top,
+                            stride, w_stride, scale, S, IN_BATCH, DTYPE)
     else:
         for c in range(0, tl.minimum(BLOCK_K, K - first)):
             last, of_class = tl.load(BEGIN + first + c + 1), tl.zeros((BLOCK_N,), DTYPE)
             for start in range(tl.load(BEGIN + first + c), last, BLOCK_M):
                 e = start + tl.arange(0, BLOCK_M)
-                of_class += tl.sum(entry_sums(e, e < last, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, in_rows, largest,
-                                              mean, top, stride, w_stride, scale, S, IN_BATCH, DTYPE), 0)
+                of_class += tl.sum(entry_sums(e, e < last, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top,
+                                              stride, w_stride, scale, S, IN_BATCH, DTYPE), 0)
             g = tl.where((k == first + c)[:, None], of_class[None, :], g)
     g = g/z[None, :] - own_part(k, rows, in_rows, OWN_IDS, OWN_W, own_stride, OWN_S, DTYPE)
     if SHARE is not None: g += tl.load(Q + rows, mask=in_rows, other=0.)[None, :]/K
@@ -355,7 +353,7 @@ def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP,
     at = GRAD + k.to(tl.int64)[:, None]*grad_stride + rows[None, :]
     tl.store(at, scale*g, mask=(k < K)[:, None] & in_rows[None, :])
 
-# %% ../../nbs/contrast/triton_sums.ipynb #383accf9
+# %% ../../nbs/contrast/triton_sums.ipynb #9a799a17
 class Sparse(NamedTuple):
     "Candidates, or own targets."
     ids:Tensor          # `(M, S)`
@@ -397,14 +395,25 @@ def row_constants(logits, own, log_eta, scale, best=False, mean=False):
     return rows
 
 # %% ../../nbs/contrast/triton_sums.ipynb #0685a1dd
+TILE = 1024  # candidates, or classes, times rows of a program: 8 a thread leave registers for four programs at once
+
 def rows_per_program(x): return 128//x.element_size()  # one line of memory
 
 def num_programs(x): # four for each multiprocessor hide each other's waiting; for the interpreter, some
     return 4*torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
 
+def table_of(logits):
+    "Logits by class `(K, N)`, filled up with zeros to whole lines of memory."
+    (N, K), size = logits.shape, rows_per_program(logits)
+    filled = triton.cdiv(N, size)*size
+    table = logits.new_empty(K, filled)
+    table[:, :N].copy_(logits.t())
+    if filled > N: table[:, N:].zero_()
+    return table
+
 def launch_lse(table, rows, candidates, log_eta, scale, in_batch):
-    "Largest candidate score, sum, and share of the mean `(N,)` of a table `(K, N)`; and the rows' results."
-    N, M, size, full = table.shape[1], candidates.ids.shape[0], rows_per_program(table), in_full(table.dtype)
+    "Largest candidate score, sum, and share of the mean `(N,)` of each row; and the rows' results."
+    N, M, size, full = rows.own.shape[0], candidates.ids.shape[0], rows_per_program(table), in_full(table.dtype)
     parts = max(1, min(num_programs(table)//triton.cdiv(N, size), triton.cdiv(M, 128)))  # of 128 candidates or more
     per_part = triton.cdiv(triton.cdiv(M, parts), 64)*64
     parts = triton.cdiv(M, per_part)
@@ -419,14 +428,14 @@ def launch_lse(table, rows, candidates, log_eta, scale, in_batch):
         N,
         M,
         per_part,
-        table.stride(0),
+        table.shape[1]//size,
         candidates.weights.stride(0),
         scale,
         S=candidates.ids.shape[1],
         IN_BATCH=in_batch,
         DTYPE=precision(table),
         BLOCK_N=size,
-        BLOCK_M=64)
+        BLOCK_M=TILE//size)
     return join_parts(*memory, rows.own, with_q=candidates.share is not None)
 
 def join_parts(tops, sums, shares, own, with_q=False):
@@ -440,9 +449,9 @@ def join_parts(tops, sums, shares, own, with_q=False):
 # %% ../../nbs/contrast/triton_sums.ipynb #3cb4d3df
 def launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, top, z, q):
     "The gradient `(N, K)`, stored by class, in the precision of the logits."
-    (K, N), size = table.shape, rows_per_program(table)
-    gradient = empty_gradient(table.t(), by_class=True)
-    gradient_kernel[(triton.cdiv(N, size)*triton.cdiv(K, 32),)](
+    K, N, size = table.shape[0], rows.own.shape[0], rows_per_program(table)
+    block, gradient = TILE//size, empty_gradient(table[:, :N].t(), by_class=True)
+    gradient_kernel[(triton.cdiv(N, size)*triton.cdiv(K, block),)](
         table,
         log_eta,
         *candidates,
@@ -456,7 +465,7 @@ def launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, top,
         gradient,
         N,
         K,
-        table.stride(0),
+        table.shape[1]//size,
         candidates.weights.stride(0),
         own.weights.stride(0),
         gradient.stride(1),
@@ -466,15 +475,15 @@ def launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, top,
         IN_BATCH=in_batch,
         DTYPE=precision(table),
         BLOCK_N=size,
-        BLOCK_K=32,
-        BLOCK_M=32)
+        BLOCK_K=block,
+        BLOCK_M=block//2)
     return gradient
 
 # %% ../../nbs/contrast/triton_sums.ipynb #db943acc
 def bag_sums(logits, candidates, own, log_eta, scale, in_batch, with_grad):
     "By candidates: no N x M matrix at any size."
     rows = row_constants(logits, own, log_eta, scale, mean=candidates.share is not None or own.share is not None)
-    table = by_row(logits.t())
+    table = table_of(logits)
     top, z, q, total = launch_lse(table, rows, candidates, log_eta, scale, in_batch)
     if not with_grad: return total, logits.new_empty(0)
     return total, launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, top, z, q)
@@ -490,10 +499,10 @@ def pair_counts_kernel(IDS, COUNTS, M, K, BLOCK:tl.constexpr):
     tl.atomic_add(COUNTS + K*K + b*K + a, ones, mask=m < M)
 
 @triton.jit
-def pair_exponentials(row, k, mask, top, best, w, scale, LOG_ETA):
+def pair_exponentials(row, at, k, mask, top, best, w, scale, LOG_ETA):
     "exp of a part of a pair's score: one weight times the scores of classes `k`, relative to the row's best."
-    s = scores_at(tl.load(row + k, mask=mask, other=float('-inf')), k, mask, top, scale, LOG_ETA, tl.float32)
-    return tl.exp(w*(s - best))
+    l = tl.load(row + (at + k), mask=mask, other=float('-inf'))
+    return tl.exp(w*(scores_at(l, k, mask, top, scale, LOG_ETA, tl.float32) - best))
 
 @triton.jit(do_not_specialize=['N', 'half_stride', 'grad_stride'])
 def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST, TOPS, ZS, Z, HALF, GRAD, N, K, stride,
@@ -502,28 +511,31 @@ def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST,
     "Sums (FIRST) or gradients of a block of rows and a block of classes, these as the first or the second of a pair."
     blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, tl.float32)
     block = tl.program_id(0) % blocks  # neighbours share their rows
-    rows = (tl.program_id(0)//blocks).to(tl.int64)*BLOCK_N + tl.arange(0, BLOCK_N)
+    first = (tl.program_id(0)//blocks).to(tl.int64)*BLOCK_N
+    rows = first + tl.arange(0, BLOCK_N)
     in_rows, k = rows < N, block*BLOCK_K + tl.arange(0, BLOCK_K)
-    row, here = L + rows[:, None]*stride, in_rows[:, None] & (k < K)[None, :]
+    row, here = L + first*stride, in_rows[:, None] & (k < K)[None, :]
+    at = tl.arange(0, BLOCK_N)[:, None]*stride  # from the first row on, 32 bits do and take half the registers
     top = tl.load(LARGEST + rows, mask=in_rows, other=0.)[:, None]
     best = tl.load(BEST + rows, mask=in_rows, other=0.)[:, None]
     mine, other = tl.load(W + (0 if FIRST else 1)), tl.load(W + (1 if FIRST else 0))
     C = COUNTS + (K*K if FIRST else 0)  # by the other class
     if IN_BATCH:
-        own_mine = tl.load(OWN_IDS + 2*rows + (0 if FIRST else 1), mask=in_rows, other=-1)[:, None]
-        own_other = tl.load(OWN_IDS + 2*rows + (1 if FIRST else 0), mask=in_rows, other=-1)[:, None]
+        own_mine = tl.load(OWN_IDS + 2*rows + (0 if FIRST else 1), mask=in_rows, other=-1)[:, None].to(tl.int32)
+        own_other = tl.load(OWN_IDS + 2*rows + (1 if FIRST else 0), mask=in_rows, other=-1)[:, None].to(tl.int32)
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for start in range(0, K, BLOCK_J):
         j = start + tl.arange(0, BLOCK_J)
-        e = pair_exponentials(row, j[None, :], in_rows[:, None] & (j < K)[None, :], top, best, other, scale, LOG_ETA)
+        mask = in_rows[:, None] & (j < K)[None, :]
+        e = pair_exponentials(row, at, j[None, :], mask, top, best, other, scale, LOG_ETA)
         if IN_BATCH: e = tl.where(j[None, :] == own_other, 0., e)
         c = tl.load(C + j[:, None]*K + k[None, :], mask=(j < K)[:, None] & (k < K)[None, :], other=0.)
         sums += tl.dot(e, c, input_precision='tf32x3')
     if IN_BATCH:
-        e = pair_exponentials(row, own_other, in_rows[:, None], top, best, other, scale, LOG_ETA)
+        e = pair_exponentials(row, at, own_other, in_rows[:, None], top, best, other, scale, LOG_ETA)
         c = tl.load(C + own_other*K + k[None, :], mask=here, other=0.)
         sums += e*tl.where(k[None, :] == own_mine, c - 1., c)
-    sums *= pair_exponentials(row, k[None, :], here, top, best, mine, scale, LOG_ETA)
+    sums *= pair_exponentials(row, at, k[None, :], here, top, best, mine, scale, LOG_ETA)
     half = k.to(tl.int64)[None, :]*half_stride + rows[:, None]
     if FIRST:
         sums = tl.where(here, sums, 0.)
@@ -540,7 +552,7 @@ def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST,
         if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + rows, mask=in_rows, other=0.)[:, None]/K
         tl.store(GRAD + k.to(tl.int64)[None, :]*grad_stride + rows[:, None], scale*g, mask=here)
 
-# %% ../../nbs/contrast/triton_sums.ipynb #4a0bbc0f
+# %% ../../nbs/contrast/triton_sums.ipynb #99e774ca
 TOO_SMALL = tl.constexpr(1e-20)  # what underflows is below 1e-38 a candidate: nothing, beside a sum above this
 
 @triton.jit
@@ -580,8 +592,8 @@ def again_kernel(L, LOG_ETA, IDS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, OWN, Z,
             if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + i)/K
             tl.store(GRAD + k.to(tl.int64)*grad_stride + i, scale*g, mask=k < K)
 
-# %% ../../nbs/contrast/triton_sums.ipynb #16a49e8e
-PAIR_BLOCKS = dict(BLOCK_N=128, BLOCK_K=64, BLOCK_J=32, num_warps=8)  # no spills: 8 warps hold 32 sums a thread
+# %% ../../nbs/contrast/triton_sums.ipynb #b7b04c29
+PAIR_BLOCKS = dict(BLOCK_N=64, BLOCK_K=64, BLOCK_J=16, num_warps=8)  # the largest without spills, 16 sums a thread
 
 def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch, memory, z, half, gradient):
     "One of the two products: the first without `z`, which it computes into `memory`, the second with it."
@@ -656,7 +668,7 @@ def pair_sums(logits, candidates, own, log_eta, scale, in_batch, with_grad):
 def use_pairs(M, K, dtype): # tensor cores have no float64; above 4096 classes the counts alone take 128 MiB
     return dtype != torch.float64 and K <= 4096 and 64*M > K*K
 
-# %% ../../nbs/contrast/triton_sums.ipynb #df5377e5
+# %% ../../nbs/contrast/triton_sums.ipynb #deb303da
 @on_its_device
 def sparse_sums(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
                 num_rows, with_grad):
@@ -692,7 +704,7 @@ def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr,
         tl.store(row + m, p, mask=m < M)
     tl.store(TOTAL + i, tl.log(z) + (top - own))
 
-# %% ../../nbs/contrast/triton_sums.ipynb #29632e12
+# %% ../../nbs/contrast/triton_sums.ipynb #ed2ecf9a
 @on_its_device
 def softmax_without_own(u, start):
     "What `softmax_without_own` of `softnce.contrast.sums` computes, of a contiguous block `(n, M)` of scores."
