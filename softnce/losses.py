@@ -183,7 +183,7 @@ from torch import nn
 
 from .contrast.scores import check_temperature, noise_scores
 from .noise import ClosedForm, Fresh
-from .targets import SparseTargets, check_fraction, check_simplex, checks_values, sum_tolerance
+from .targets import SparseTargets, check_fraction, check_simplex, checks_values, kind_of, sum_tolerance
 
 # %% ../nbs/losses/modules.ipynb #ee5f8242
 def unsmooth(probs, epsilon):
@@ -198,12 +198,13 @@ def smoothed(probs, epsilon): return (1-epsilon)*probs + epsilon/probs.shape[-1]
 
 def check_kind(targets):
     "Raise ValueError unless `targets` is None or names a kind of targets."
-    if targets in (None, 'labels', 'votes', 'teacher', 'mixed'): return
-    raise ValueError(f"targets must be None, 'labels', 'votes', 'teacher' or 'mixed', got {targets!r}")
+    if targets is None or isinstance(targets, str) and targets in ('labels', 'votes', 'teacher', 'mixed'): return
+    raise ValueError("targets must be None, 'labels', 'votes', 'teacher' or 'mixed', got "
+                     f"{repr(targets) if isinstance(targets, str) else kind_of(targets)}")
 
 # %% ../nbs/losses/modules.ipynb #fc925f16
 def independent_noise_probs(scores, eta, epsilon, noise_epsilon, lam=1.):
-    "Read-out for many noise targets from eta, mixed with `lam` and smoothed by `noise_epsilon`; positives smoothed by `epsilon`."
+    "Read-out for many noise targets from eta, mixed by `lam`, smoothed by `noise_epsilon`; positives by `epsilon`."
     parts = [t*((1-noise_epsilon)*t*scores + eta.log()).softmax(-1) for t in (lam, 1-lam) if t > 0]
     return sum(parts) if noise_epsilon == epsilon else unsmooth(smoothed(sum(parts), noise_epsilon), epsilon)
 
@@ -216,7 +217,8 @@ class NLL(nn.Module):
         super().__init__()
         check_temperature(temperature)
         check_reduction(reduction)
-        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter): self.register_buffer('temperature', temperature)
+        learned = isinstance(temperature, nn.Parameter)
+        if isinstance(temperature, Tensor) and not learned: self.register_buffer('temperature', temperature)
         else: self.temperature = temperature
         self.reduction = reduction
     def options(self)->dict:
@@ -258,9 +260,10 @@ class InfoNCE(NLL):
               epsilon:float=0.,    # smoothing of the targets, in [0, 1)
               targets:str=None,    # their kind: 'labels' (as None) | 'votes' | 'teacher' | 'mixed'
              )->Tensor:            # `(N, K)`
-        """Estimate of `p(k|x)`: the mean target at x of any kind, unsmoothed, since the loss sees labels drawn from targets.
+        """Estimate of `p(k|x)`: the mean target at x of any kind, unsmoothed, since the loss sees drawn labels.
 
-        In-batch, `noise_probs` must be the mean of the targets before smoothing. Raises ValueError naming the argument."""
+        In-batch, `noise_probs` must be the mean of the targets before smoothing. Raises ValueError naming the
+        argument."""
         check_epsilon(epsilon); check_kind(targets)
         (s, eta), noise = noise_scores(logits, self.noise_probs, self.temperature), self.noise_samples
         if knows_its_law(noise): return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
@@ -303,9 +306,9 @@ READ_LATER = {  # of kinds that `probs` refuses in-batch: what is left for a mod
 
 def refusal(targets):
     "What is wrong with in-batch candidates of this kind, and what would be right."
-    return (f"targets={targets!r} cannot be read from in-batch soft target InfoNCE: its optimum is not the mean target. "
-            "Train with noise_samples=ClosedForm(), or Fresh(size) with a large size, or with SoftDistributionInfoNCE "
-            f"or SoftTargetCrossEntropy, whose probs are right for every kind. {READ_LATER[targets]}")
+    return (f"targets={targets!r} cannot be read from in-batch soft target InfoNCE: its optimum is not the mean "
+            "target. Train with noise_samples=ClosedForm(), or Fresh(size) with a large size, or with "
+            f"SoftDistributionInfoNCE or SoftTargetCrossEntropy, whose probs are right for every kind. {READ_LATER[targets]}")
 
 # %% ../nbs/losses/modules.ipynb #82d44a63
 class SoftDistributionInfoNCE(InfoNCE):
@@ -320,7 +323,7 @@ class SoftDistributionInfoNCE(InfoNCE):
 class SoftTargetInfoNCE(InfoNCE):
     "Module of `soft_target_info_nce`, Eq. (11)."
     loss = staticmethod(soft_target_info_nce)
-    _alike, _looks, _warned = None, 0, False # whether in-batch targets were labels smoothed alike so far; calls looked at
+    _alike, _looks, _warned = None, 0, False # were in-batch targets labels smoothed alike, in how many calls
     def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
                  reduction:str='mean', chunk_size:int=None): # as `InfoNCE`; chunk_size: rows at a time
         super().__init__(noise_probs, temperature, noise_samples, reduction)
@@ -343,13 +346,16 @@ class SoftTargetInfoNCE(InfoNCE):
 
         In-batch, other kinds are refused, and without a kind there is one warning if `forward` saw such targets.
         With `Fresh` it is right in the limit of many draws. Raises ValueError naming the argument."""
+        check_kind(targets)
         if not knows_its_law(self.noise_samples):
             if targets in READ_LATER: raise ValueError(refusal(targets))
             if targets is None: self.warn_once()
         return super().probs(logits, epsilon, targets)
     def warn_once(self):
-        "Say that targets of another kind are read as labels. Reading the flag waits for a card, once."
-        if self._warned or self._alike is None or bool(self._alike): return
+        "Say that targets of another kind are read as labels."
+        if self._warned or self._alike is None: return
+        self._alike = bool(self._alike)  # waits for a card; not again unless the loss is called in between
+        if self._alike: return
         self._warned = True
         warnings.warn("probs reads targets as labels that are smoothed alike, and this loss was called in-batch with "
                       "others: votes and a teacher's probabilities are overstated. Say which they are: probs(logits, "
