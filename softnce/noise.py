@@ -158,6 +158,9 @@ class NoiseSource:
     local = True     # with a process group: this rank's rows and draws only
     def push(self, targets:Targets):
         "See a batch's targets `(N, K)` of all ranks: called before `draw`, where gradients are recorded."
+    def own(self, targets:Targets)->Targets:
+        "The batch's own rows as noise of each other."
+        return targets
     def check_sampled(self, targets:Targets):
         "Raise ValueError where labels must have been drawn from the targets before this call; here they need not be."
     def draw(self, noise_probs:Tensor, # `(K,)`

@@ -65,7 +65,8 @@ def continuous_categorical_nll(logits:Tensor,     # `(N, K)`, spanning less than
     Raises ValueError naming the argument."""
     law = continuous_categorical_law(logits, temperature)
     targets = check_targets(targets, *logits.shape, logits.double())
-    return reduce(law.log_normalizer - own_score(law.probs.log(), *parts_of(targets)), reduction).to(full_precision(logits).dtype)
+    rows = law.log_normalizer - own_score(law.probs.log(), *parts_of(targets))
+    return reduce(rows, reduction).to(full_precision(logits).dtype)
 
 # %% ../nbs/losses/peers.ipynb #babd426b
 class ContinuousCategoricalNLL(NLL):
@@ -153,7 +154,8 @@ class LogitAdjustedCrossEntropy(NLL):
 def target_similarity(targets, like):
     "Cosines of the targets of all pairs of rows, `(N, N)`; for class ids, of any range, 1 where they are equal."
     if isinstance(targets, SparseTargets) and targets.indices.shape[1] == 1 and not per_row_epsilon(targets):
-        if targets.epsilon == 0: return (targets.indices == targets.indices.T).to(like)
+        if targets.epsilon == 0: targets = targets.indices[:, 0]
+    if isinstance(targets, Tensor) and targets.ndim == 1: return (targets[:, None] == targets).to(like)
     unit = F.normalize((targets.dense() if isinstance(targets, SparseTargets) else targets).to(like), dim=1)
     # autocast would take the product in half precision
     with torch.autocast(like.device.type, enabled=False): return unit @ unit.T
