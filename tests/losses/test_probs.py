@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import oracles as o
-from softnce.losses import (NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE, info_nce,
-                            soft_target_info_nce)
+from softnce.losses import (NLL, ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy,
+                            SoftTargetInfoNCE, info_nce, soft_target_info_nce)
 from softnce.noise import ClosedForm, Fresh, InBatch, NoiseSource, Queue
 from softnce.peers import (BinaryCrossEntropy, ContinuousCategoricalNLL, Distillation, LogitAdjustedCrossEntropy,
                            SoftInfoNCE)
@@ -93,6 +93,22 @@ def drawn_labels(size):
     return lambda row, everyone, eta: tuples_of([label_law(row), *[label_law(everyone)]*(size - 1)])
 
 
+def mean_over_draw(size, fresh=False):
+    "The sum over the target's classes in place of a drawn label: size - 1 labels, drawn from other targets or eta."
+    def build(row, everyone, eta):
+        law = eta if fresh else sum(v*t for t, v in everyone)
+        draws = torch.tensor(list(itertools.product(range(3), repeat=size - 1)))
+        def loss(s):
+            total = 0.
+            for t, v in row:
+                for k in range(3):
+                    own_and_noise = torch.cat([s[k].expand(len(draws), 1), s[draws]], 1)
+                    total = total + v*t[k]*(law[draws].prod(1)*(own_and_noise.logsumexp(1) - s[k])).sum()
+            return total
+        return loss
+    return build
+
+
 def many_draws(lam=1., eps=0.):
     "The limit of many noise targets, mixtures of two labels from eta, smoothed."
     def build(row, everyone, eta):
@@ -109,6 +125,10 @@ READ = {  # what -> (module of eta, its mean loss)
     'drawn in-batch, 4': (lambda eta: SoftDistributionInfoNCE(eta, noise_samples=InBatch()), drawn_labels(4)),
     'drawn, queue': (lambda eta: SoftDistributionInfoNCE(eta, noise_samples=Queue(8)), drawn_labels(3)),
     'ids drawn in-batch': (lambda eta: InfoNCE(eta), drawn_labels(3)),
+    'mean over the draw': (lambda eta: ExpectedInfoNCE(eta), mean_over_draw(2)),
+    'mean over the draw, queue': (lambda eta: ExpectedInfoNCE(eta, noise_samples=Queue(8)), mean_over_draw(4)),
+    'mean over the draw, fresh': (lambda eta: ExpectedInfoNCE(eta, noise_samples=Fresh(2)), mean_over_draw(3, True)),
+    'mean over the draw, closed': (lambda eta: ExpectedInfoNCE(eta, noise_samples=ClosedForm()), many_draws()),
     'drawn, closed': (lambda eta: SoftDistributionInfoNCE(eta, noise_samples=ClosedForm()), many_draws()),
     'closed': (lambda eta: SoftTargetInfoNCE(eta, noise_samples=ClosedForm()), many_draws()),
     'fresh': (lambda eta: SoftTargetInfoNCE(eta, noise_samples=Fresh(5)), many_draws()),
@@ -154,7 +174,7 @@ def test_in_batch_soft_targets_of_labels(source, size, eps):
 @pytest.mark.parametrize('source', [lambda: None, InBatch, lambda: Queue(4), lambda: TRUTH, NoiseSource])
 def test_in_batch_soft_targets_of_other_kinds_are_refused(kind, says, source):
     module = SoftTargetInfoNCE(noise_samples=source())
-    wanted = rf"targets='{kind}'.*noise_samples=ClosedForm\(\).*SoftDistributionInfoNCE.*{says}"
+    wanted = rf"targets='{kind}'.*noise_samples=ClosedForm\(\).*ExpectedInfoNCE.*SoftDistributionInfoNCE.*{says}"
     with pytest.raises(ValueError, match=wanted):
         module.probs(TRUTH.log(), targets=kind)
     with pytest.raises(ValueError, match='targets'): SoftInfoNCE().probs(TRUTH.log(), targets=kind)
@@ -200,7 +220,7 @@ def test_the_sums_are_the_losses():
 
 def test_kinds_are_checked():
     modules = (NLL(), SoftTargetCrossEntropy(), InfoNCE(), SoftDistributionInfoNCE(), SoftTargetInfoNCE(),
-               BinaryCrossEntropy(), ContinuousCategoricalNLL(), Distillation(), SoftInfoNCE(),
+               ExpectedInfoNCE(), BinaryCrossEntropy(), ContinuousCategoricalNLL(), Distillation(), SoftInfoNCE(),
                LogitAdjustedCrossEntropy(TRUTH.mean(0)))
     for m in modules:
         for bad in ('soft', 'label', 1, ['votes'], TRUTH):
@@ -259,7 +279,7 @@ def test_who_warns():
     for m in (queue, own): m(X, VOTES)
     assert warned(queue) == warned(own) == 1
     for m in (SoftTargetInfoNCE(noise_samples=ClosedForm()), SoftTargetInfoNCE(noise_samples=Fresh(4)),
-              SoftDistributionInfoNCE(), SoftTargetCrossEntropy()):
+              SoftDistributionInfoNCE(), ExpectedInfoNCE(), SoftTargetCrossEntropy()):
         m(X, VOTES)
         assert warned(m) == 0
     call = SoftTargetInfoNCE()
