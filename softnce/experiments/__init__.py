@@ -24,6 +24,6 @@ imported from here.
 from softnce import _lazy
 
 # %% ../../nbs/experiments/code/index.ipynb #9d8c0005
-del __all__  # the names are those of the modules
+globals().pop("__all__", None)  # the names are those of the modules; a notebook has none
 __getattr__, __dir__ = _lazy("softnce.experiments", "gmm", "gmm_fit", "gmm_study", "imbalance",
                              "bench_forms", "bench_measure", "bench")

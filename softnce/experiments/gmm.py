@@ -144,14 +144,14 @@ class ToyData:
 # %% ../../nbs/experiments/code/gmm.ipynb #9d0c0007
 def toy_data(alignment:float,          # percent
              seed:int=0,
-             construction='spherical', # see `modes`
+             construction='spherical', # one of CONSTRUCTIONS
              num_classes:int=20,       # K = d
              num_points:int=1600,      # as in the paper
              num_labels:int=32_000,    # as in the paper
              num_valid:int=3_200,      # held-out labels for early stopping, a tenth of the training labels
              num_fresh:int=4_000,      # fresh points of the mixture, for the second error
             )->ToyData:
-    "One data set of supplementary section A.1. Raises ValueError as `modes` does."
+    "One data set of supplementary section A.1. Raises ValueError for a value out of range."
     theta = modes(alignment, num_classes, construction=construction)
     key = seed, round(100*alignment), CONSTRUCTIONS.index(construction)
     rng = np.random.default_rng(key)

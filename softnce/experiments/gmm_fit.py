@@ -70,9 +70,9 @@ def drawn_weights(counts:Tensor,      # `(N, K)` of the noise labels
 NOISES = ('counts', 'marginal', 'uniform')  # the order is part of the seed of drawn noise labels
 
 # %% ../../nbs/experiments/code/gmm_fit.ipynb #9d1c0006
-def noise_probs(data:ToyData, # see `toy_data`
-                noise:str,    # one of NOISES
-               )->Tensor:     # `(K,)`
+def noise_distribution(data:ToyData, # see `toy_data`
+                       noise:str,    # one of NOISES
+                      )->Tensor:     # `(K,)`
     "Noise distribution by name: training label counts, the true marginal given the points, or uniform."
     if noise == 'uniform': return torch.full((len(data.theta),), 1/len(data.theta), dtype=torch.float64)
     if noise == 'marginal': return conditional(data.points, data.theta).mean(0)  # knows the truth, as no user does
@@ -113,7 +113,7 @@ _BATCHES, _NOISE, _START = 1, 2, 3  # the data set's random streams
 
 def noise_table(data:ToyData, setting:Setting)->Tensor: # `(K, n)`
     "Drawn noise counts over noise probabilities, one column per training row."
-    eta, num_noise = noise_probs(data, setting.noise), int(setting.candidates)
+    eta, num_noise = noise_distribution(data, setting.noise), int(setting.candidates)
     rng = data.rng(_NOISE, NOISES.index(setting.noise), num_noise)
     return (noise_counts(eta, num_noise, len(data.labels), rng)/eta).T.contiguous()
 
@@ -122,7 +122,7 @@ class ClassWeights:
     "Weights in the denominators of trainings that share batches: in-batch ones first, then drawn ones by noise table."
     def __init__(self, data, settings, tables, dtype):
         ones = torch.ones(len(data.theta), dtype=torch.float64)
-        eta = torch.stack([noise_probs(data, s.noise) if s.noise else ones for s in settings])
+        eta = torch.stack([noise_distribution(data, s.noise) if s.noise else ones for s in settings])
         self.inverse_eta = 1/eta[..., None].to(dtype)
         self.is_nll = torch.tensor([s.loss == 'NLL' for s in settings])[:, None, None]
         self.num_in_batch = sum(not s.drawn for s in settings)  # NLL is among them: its candidates are all classes

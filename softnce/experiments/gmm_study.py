@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from .gmm import ToyData, kl_error, newton, toy_data
-from .gmm_fit import NOISES, SCHEDULES, Setting, fit_gmm, noise_probs, noise_table
+from .gmm_fit import NOISES, SCHEDULES, Setting, fit_gmm, noise_distribution, noise_table
 
 # %% ../../nbs/experiments/code/gmm_study.ipynb #9d2c0007
 def settings_grid(noises=NOISES,                                   # noise distributions of InfoNCE
@@ -44,12 +44,12 @@ def settings_grid(noises=NOISES,                                   # noise distr
     return [Setting(*p, s) for p in pairs for s in schedules]
 
 # %% ../../nbs/experiments/code/gmm_study.ipynb #59b56889
-def converged(data:ToyData,    # see `toy_data`
-              setting:Setting, # its schedule is not used
-             )->Tensor:        # `(K, d)`
-    "The converged estimate of a loss, by Newton's method on all rows."
+def converged_estimate(data:ToyData,    # see `toy_data`
+                       setting:Setting, # its schedule is not used
+                      )->Tensor:        # `(K, d)`
+    "Where training with a loss would end, by Newton's method on all rows."
     if setting.loss == 'NLL': return newton(data.points, data.counts)[0]
-    eta, own = noise_probs(data, setting.noise), one_hot(data.labels, len(data.theta)).double()
+    eta, own = noise_distribution(data, setting.noise), one_hot(data.labels, len(data.theta)).double()
     if setting.drawn: return newton(data.points[data.index], own, noise_table(data, setting).T + own/eta)[0]
     return newton(data.points, data.counts, own.mean(0)/eta)[0]
 
@@ -68,7 +68,7 @@ def _estimates(data, settings, **how):
     trained = [s for s in settings if s.schedule != 'converged']
     fits = fit_gmm(data, trained, **how) if trained else None
     for s in settings:
-        if s.schedule == 'converged': yield s, [converged(data, s)]*2, dict(epochs=0, best_epoch=0)
+        if s.schedule == 'converged': yield s, [converged_estimate(data, s)]*2, dict(epochs=0, best_epoch=0)
         else:
             i = trained.index(s)
             yield s, [fits['theta'][i], fits['last'][i]], {c: int(fits[c][i]) for c in ('epochs', 'best_epoch')}
@@ -102,7 +102,7 @@ def _unfinished(jobs, done):
         if missing: yield job | dict(settings=missing)
 
 # %% ../../nbs/experiments/code/gmm_study.ipynb #9d2c000d
-def run_jobs(jobs:list,     # dicts of `run_job` arguments
+def run_jobs(jobs:list,     # dicts of run_job's arguments
              log,           # called with every finished row, in this process
              done=(),       # rows already there: their settings are skipped
              workers:int=1, # processes of one thread each

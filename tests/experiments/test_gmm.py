@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from softnce.experiments.gmm import (CONSTRUCTIONS, angles, conditional, efficient_floor, kl_error, modes, newton,
                                      toy_data)
 from softnce.experiments.gmm_fit import (NOISES, Fleet, Setting, drawn_weights, fit_gmm, initial, noise_counts,
-                                         noise_probs, noise_table, weighted_grad, weighted_loss, weighted_softmax)
-from softnce.experiments.gmm_study import GMM_KEY, converged, row_key, run_job, run_jobs, settings_grid
+                                         noise_distribution, noise_table, weighted_grad, weighted_loss,
+                                         weighted_softmax)
+from softnce.experiments.gmm_study import GMM_KEY, converged_estimate, row_key, run_job, run_jobs, settings_grid
 
 SMALL = dict(num_classes=5, num_points=60, num_labels=500, num_valid=100, num_fresh=80)
 EXACT = dict(rtol=0, atol=1e-12)
@@ -128,7 +129,7 @@ def test_points_are_around_the_modes():
 # --- one formula for every loss
 
 def test_in_batch_weights_are_the_n_by_n_softmax(data):
-    x, y, eta = data.points[data.index[:40]], data.labels[:40], noise_probs(data, 'counts')
+    x, y, eta = data.points[data.index[:40]], data.labels[:40], noise_distribution(data, 'counts')
     theta = initial(data, 'linear').requires_grad_()
     s = x @ theta.T - eta.log()
     literal = literal_loss(s, y, [[c.item() for j, c in enumerate(y) if j != i] for i in range(40)])
@@ -155,10 +156,10 @@ def test_noise_counts_are_multinomial():
     assert_close(counts.T.cov(), 8*(eta.diag() - eta[:, None]*eta), rtol=0, atol=.06)
 
 def test_noise_probs(data):
-    assert_close(noise_probs(data, 'counts'), torch.bincount(data.labels, minlength=5)/500, **EXACT)
+    assert_close(noise_distribution(data, 'counts'), torch.bincount(data.labels, minlength=5)/500, **EXACT)
     by_point = [conditional(x[None], data.theta)[0] for x in data.points]
-    assert_close(noise_probs(data, 'marginal'), sum(by_point)/60, **EXACT)
-    assert_close(noise_probs(data, 'uniform'), torch.full((5,), .2), **EXACT)
+    assert_close(noise_distribution(data, 'marginal'), sum(by_point)/60, **EXACT)
+    assert_close(noise_distribution(data, 'uniform'), torch.full((5,), .2), **EXACT)
 
 
 # --- the trainer
@@ -168,7 +169,7 @@ def literal_training(data, setting, epochs, batch_size, decay):
     theta = initial(data, 'linear').requires_grad_()
     kind, lr = setting.schedule.split()
     optimizer, rng = torch.optim.Adam([theta], lr=float(lr)), data.rng(1)
-    eta = noise_probs(data, setting.noise) if setting.noise else torch.ones(5)
+    eta = noise_distribution(data, setting.noise) if setting.noise else torch.ones(5)
     table = (noise_table(data, setting).T*eta).round().long() if setting.drawn else None
     for epoch in range(epochs):
         if kind == 'cosine': optimizer.param_groups[0]['lr'] = float(lr)*(1 + math.cos(math.pi*epoch/decay))/2
@@ -204,8 +205,8 @@ def test_residual_at_full_size_against_the_definition():
     for s, p in zip(fleet.settings, got.view(len(settings), 20, 64)):
         own = torch.nn.functional.one_hot(y, 20)
         if s.loss == 'NLL': w = torch.ones(20)
-        elif s.drawn: w = noise_table(data, s).T[64:128] + own/noise_probs(data, s.noise)
-        else: w = torch.bincount(y, minlength=20)/noise_probs(data, s.noise)
+        elif s.drawn: w = noise_table(data, s).T[64:128] + own/noise_distribution(data, s.noise)
+        else: w = torch.bincount(y, minlength=20)/noise_distribution(data, s.noise)
         e = (x @ initial(data, 'linear').T).exp()*w
         assert_close(p.T, e/e.sum(1, keepdim=True), **EXACT)
 
@@ -265,7 +266,7 @@ def test_mle_is_a_minimum(data):
         assert torch.nn.functional.cross_entropy(data.points[data.index] @ t.T, data.labels) > rows
 
 def test_newton_with_row_weights_zeroes_the_literal_gradient(data):
-    eta = noise_probs(data, 'uniform')
+    eta = noise_distribution(data, 'uniform')
     w = drawn_weights(noise_counts(eta, 3, 500, data.rng(7)), data.labels, eta)
     own = torch.nn.functional.one_hot(data.labels, 5).double()
     theta, gradient, _ = newton(data.points[data.index], own, w)
@@ -320,12 +321,12 @@ def test_rows_are_what_was_trained():
 def test_drawn_converged_uses_the_noise_table():
     "Newton's estimate for noise drawn once is the minimum of the loss with the noise table of the trainer."
     s, data = Setting('InfoNCE', 'marginal', '2', 'converged'), toy_data(40, 0, 'pairs', **SMALL)
-    eta, own = noise_probs(data, 'marginal'), torch.nn.functional.one_hot(data.labels, 5)
-    theta, weights = converged(data, s), noise_table(data, s).T + own/eta
+    eta, own = noise_distribution(data, 'marginal'), torch.nn.functional.one_hot(data.labels, 5)
+    theta, weights = converged_estimate(data, s), noise_table(data, s).T + own/eta
     assert weighted_grad(data.points[data.index], data.labels, theta, weights).abs().max() < 1e-9
     for n in NOISES:
-        w = data.labels.bincount(minlength=5)/500/noise_probs(data, n)
-        theta = converged(data, Setting('InfoNCE', n, 'in-batch', 'converged'))
+        w = data.labels.bincount(minlength=5)/500/noise_distribution(data, n)
+        theta = converged_estimate(data, Setting('InfoNCE', n, 'in-batch', 'converged'))
         assert weighted_grad(data.points[data.index], data.labels, theta, w).abs().max() < 1e-9
 
 @pytest.mark.slow
