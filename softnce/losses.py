@@ -121,7 +121,8 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
     labels = sample_labels(check_targets(targets, *logits.shape, logits), generator)
     if isinstance(noise_samples, NoiseSource): noise_samples.check_sampled(targets)
     elif noise_samples is not None:
-        noise_samples = sample_labels(check_targets(noise_samples, None, logits.shape[1], logits, 'noise_samples'), generator)
+        checked = check_targets(noise_samples, None, logits.shape[1], logits, 'noise_samples')
+        noise_samples = sample_labels(checked, generator)
     return info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples,
                     reduction=reduction)
 
@@ -134,7 +135,7 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 temperature:float|Tensor=1., # tau > 0
                                 noise_samples:Targets|NoiseSource=None, # as for `soft_target_info_nce`
                                 reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                                sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor, as `nn.Embedding` has it
+                                sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor
                                )->Tensor:                # a scalar, or `(N,)` for 'none'
     """Soft target InfoNCE, Eq. (11), of a linear head, without its logits (`ClosedForm` needs them).
 
@@ -164,7 +165,8 @@ def linear_inputs(embeddings, weight, bias):
 def check_sparse_gradient(candidates):
     "Raise ValueError where some candidate has mass on all classes, and with it the gradient by the weight."
     groups = [candidates.own]
-    if not isinstance(candidates, NoiseLabels): groups.append(getattr(candidates, 'rows', None))  # noise labels are sparse
+    # noise labels are sparse
+    if not isinstance(candidates, NoiseLabels): groups.append(getattr(candidates, 'rows', None))
     if any(g is None or g.probs is not None or g.share is not None for g in groups):
         raise ValueError("sparse_grad needs SparseTargets or class ids of one epsilon, and candidates of that kind: "
                          "with these the gradient by the weight is dense")

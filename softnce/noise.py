@@ -183,7 +183,7 @@ class Queue(nn.Module, NoiseSource):
     def __init__(self, size:int): # rows kept from earlier calls, of all ranks
         super().__init__()
         check_integer(size, 'size')
-        self.size, self.targets, self.newest = size, None, 0  # newest: rows of the newest batch, the last of the targets
+        self.size, self.targets, self.newest = size, None, 0  # newest: rows of the last batch
         watch_optimizers()
     def push(self, targets:Targets):
         "Remember a batch's targets; the oldest leave. A batch that is called again in its step stays one batch."
