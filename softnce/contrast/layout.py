@@ -36,10 +36,11 @@ def centred(logits:Tensor,       # `(n, K)`
            )->Tensor:            # `(n, K)` scores in full precision
     "Scores relative to the row's largest logit, with `LOW` for -inf."
     top = logits.detach().amax(1, keepdim=True)
-    top = top.clamp_(min=torch.finfo(top.dtype).min)  # -inf of a row without a possible class
+    top = top.clamp(min=torch.finfo(top.dtype).min)  # -inf of a row without a possible class
     scores = torch.sub(logits.to(in_full(logits.dtype)), top, out=out)
-    # in place, but where autograd records the steps
-    if torch.is_grad_enabled() and logits.requires_grad: scores = scale*scores.clamp(min=LOW)
+    # in place, but where autograd or functorch records the steps
+    recorded = torch.is_grad_enabled() and logits.requires_grad or torch._C._are_functorch_transforms_active()
+    if recorded: scores = scale*scores.clamp(min=LOW)
     else: scores = (scores.mul_(scale) if scale != 1 else scores).clamp_(min=LOW)
     return scores if log_eta is None else scores - log_eta
 
@@ -102,9 +103,3 @@ def partners(ids:Tensor,      # `(M, 2)`
     "For each class, the classes it is mixed with: as first of a pair, and as second."
     (o1, b1), (o2, b2) = by_class(ids[:, 0], num_classes), by_class(ids[:, 1], num_classes)
     return ids[o1, 1], b1[:-1], ids[o2, 0], b2[:-1]
-
-def pair_counts(ids:Tensor, num_classes:int)->Tensor: # `(K, K)` fp32
-    "Candidates with first class a and second class b; sums of ones, exact in any order to 2**24."
-    counts = torch.zeros(num_classes**2, dtype=torch.float32, device=ids.device)
-    ones = torch.ones(ids.shape[0], dtype=torch.float32, device=ids.device)
-    return counts.scatter_add_(0, ids[:, 0]*num_classes + ids[:, 1], ones).view(num_classes, num_classes)
