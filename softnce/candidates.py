@@ -85,7 +85,8 @@ class Expectation(NamedTuple):
     "Infinitely many noise targets: log-sum-exps over classes, weighted by the noise distribution."
     own:Parts
     exponents:list   # of each sum
-    noise_probs:Tensor # `(K,)`
+    noise_probs:Tensor # `(K,)` law of the noise labels
+    as_scored:bool = True # it is the noise distribution of the scores
 
 class NoiseLabels(NamedTuple):
     "Hard noise labels beside any own target: the mean over the draw of the own label."
@@ -99,10 +100,10 @@ def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
                       noise_probs:Tensor, # `(K,)` in full precision, where the logits are
                       count_classes:bool=True, # False: keep candidates of one class as rows
                      ):
-    "The candidates of a batch, by what they have in common. Pushes to the source where gradients are recorded. Raises ValueError."
+    "The candidates of a batch, by what they have in common. Pushes to the source in training. Raises ValueError."
     if isinstance(noise_samples, ClosedForm):
-        own = parts_of(targets, noise_samples.epsilon)
-        if noise_samples.epsilon and own.probs is not None: own = own._replace(share=-noise_samples.epsilon*torch.ones_like(own.probs[:, 0]))
+        own, eps = parts_of(targets, noise_samples.epsilon), noise_samples.epsilon
+        if eps and own.probs is not None: own = own._replace(share=-eps*torch.ones_like(own.probs[:, 0]))
         return Expectation(own, noise_samples.exponents(), noise_probs)
     source, given = source_and_given(noise_samples)
     rows = [targets]*source.in_batch + others_of_ranks(source, targets) + (given or drawn_targets(source, noise_probs))
@@ -122,7 +123,7 @@ def source_and_given(noise_samples):
     return (noise_samples, []) if isinstance(noise_samples, NoiseSource) else (InBatch(), [noise_samples])
 
 def others_of_ranks(source, targets):
-    "The targets of other ranks, and the batch's push to the source: where gradients are recorded, as evaluation leaves no trace."
+    "The targets of other ranks, and the batch's push to the source; evaluation leaves no trace."
     if not torch.is_grad_enabled(): return []
     ranks = targets_of_ranks(targets) if source.in_batch and not source.local else [targets]
     source.push(targets if len(ranks) == 1 else join(ranks))
@@ -140,7 +141,8 @@ def checked_noise(noise, noise_probs):
 def sparse_candidates(targets, rows, in_batch, count_classes):
     "`ClassCounts` if all are of one class with one smoothing, else `SparseCandidates`."
     joined = targets if rows and len(rows) == 1 and rows[0] is targets else SparseTargets.cat(rows)
-    one_smoothing = not per_row_epsilon(targets) and not isinstance(joined.epsilon, Tensor) and targets.epsilon == joined.epsilon
+    numbers = not per_row_epsilon(targets) and not isinstance(joined.epsilon, Tensor)
+    one_smoothing = numbers and targets.epsilon == joined.epsilon
     cancels = targets.epsilon if one_smoothing else 0.
     own, parts = parts_of(targets, cancels), parts_of(joined, cancels)
     single = joined.indices.shape[1] == targets.indices.shape[1] == 1
@@ -156,7 +158,8 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
                        ):
     "NoiseLabels of a batch, or the Expectation of infinitely many. Pushes as `gather_candidates`. Raises ValueError."
     if isinstance(noise_samples, ClosedForm):
-        return Expectation(parts_of(targets), [1.], label_law(noise_probs, noise_samples.epsilon))
+        law = label_law(noise_probs, noise_samples.epsilon)
+        return Expectation(parts_of(targets), [1.], law, as_scored=law is noise_probs)
     source, given = source_and_given(noise_samples)
     def labels(rows): return sample_labels(checked_noise(rows, noise_probs), generator)
     own = [labels(source.own(targets))] if source.in_batch else []

@@ -9,9 +9,9 @@ __all__ = ['LOW', 'in_full', 'centred', 'own_score', 'masked', 'row_blocks', 'em
 # %% ../../nbs/contrast/layout.ipynb #a568d97b
 __doc__ = """What the sums share, in PyTorch and in Triton: scores of a block of rows, and candidates sorted by class.
 
-A row's scores enter every sum relative to the row's largest logit, s = scale*(l - max l) - log eta. So a number added to
-a whole row changes nothing, and a class that is masked by -inf has a score so low, `LOW`, that its exponential is 0 and
-that 0 times it is 0: it costs nothing where no target has mass on it.
+A row's scores enter every sum relative to the row's largest logit, s = scale*(l - max l) - log eta. So a number
+added to a whole row changes nothing, and a class that is masked by -inf has a score so low, `LOW`, that its
+exponential is 0 and that 0 times it is 0: it costs nothing where no target has mass on it.
 
 >>> import torch
 >>> from softnce.contrast.layout import centred
@@ -21,7 +21,6 @@ tensor([[ 0.0000e+00, -1.0000e+00, -1.0000e+37]])
 
 # %% ../../nbs/contrast/layout.ipynb #35ea1b09
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/contrast/layout.ipynb #7d583d0f
@@ -37,10 +36,11 @@ def centred(logits:Tensor,       # `(n, K)`
             out:Tensor=None,     # `(n, K)` in full precision, to be written into; None: new memory
            )->Tensor:            # `(n, K)` scores in full precision
     "Scores relative to the row's largest logit, with `LOW` for -inf."
-    top = logits.detach().amax(1, keepdim=True) if logits.shape[1] else logits.new_zeros(logits.shape[0], 1)
-    top = top.masked_fill(top == -float('inf'), 0.)  # of a row without a possible class
+    top = logits.detach().amax(1, keepdim=True)
+    top = top.clamp_(min=torch.finfo(top.dtype).min)  # -inf of a row without a possible class
     scores = torch.sub(logits.to(in_full(logits.dtype)), top, out=out)
-    if torch.is_grad_enabled() and logits.requires_grad: scores = scale*scores.clamp(min=LOW)  # autograd records the steps
+    # in place, but where autograd records the steps
+    if torch.is_grad_enabled() and logits.requires_grad: scores = scale*scores.clamp(min=LOW)
     else: scores = (scores.mul_(scale) if scale != 1 else scores).clamp_(min=LOW)
     return scores if log_eta is None else scores - log_eta
 

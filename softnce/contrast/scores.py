@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROUTES', 'Logits', 'logit_scores', 'noise_scores', 'written_out', 'position_posterior', 'LinearScores',
-           'mixed_embeddings', 'sum_linear', 'sum_linear_classes', 'linear_class_sums', 'sum_linear_expectation',
-           'contrast']
+           'mixed_embeddings', 'sum_linear', 'sum_linear_classes', 'linear_class_sums', 'weighted_rows',
+           'sum_linear_expectation', 'contrast']
 
 # %% ../../nbs/contrast/scores.ipynb #1fabdc4a
 __doc__ = """Scores: which candidate is the data? From logits or embeddings to the rows of a loss.
 
-A loss sees logits through s = l/tau - log eta. `Logits` holds them, `LinearScores` the embeddings and weights of a linear
-head whose logits are never stored. `contrast(scores, candidates)` gives each row's
+A loss sees logits through s = l/tau - log eta. `Logits` holds them, `LinearScores` the embeddings and weights of
+a linear head whose logits are never stored. `contrast(scores, candidates)` gives each row's
 
     -log posterior of its own target among the candidates,   posterior = softmax_m <alpha_m, s>,
 
@@ -37,22 +37,22 @@ from .linear_sums import linear_sums
 from .layout import LOW, centred, in_full, masked, own_score
 from .sums import class_sums, product_sums, sparse_sums
 from ..noise import noise_of
-from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values
+from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of
 
 # %% ../../nbs/contrast/scores.ipynb #480c6185
 def check_logits(logits, name='logits'):
     "Raise ValueError unless logits are a floating-point tensor `(N, K)`."
     check_tensor(logits, name)
     if logits.ndim != 2 or not logits.shape[1]:
-        raise ValueError(f"{name} must have shape (N, {'d' if name == 'embeddings' else 'K'}), got {tuple(logits.shape)}")
+        shape = '(N, d)' if name == 'embeddings' else '(N, K)'
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(logits.shape)}")
     if not logits.is_floating_point(): raise ValueError(f"{name} must be floating point, got dtype {logits.dtype}")
 
 def check_temperature(temperature):
     "Raise ValueError unless the temperature is a positive, finite number, or a floating-point tensor of one."
     if isinstance(temperature, Tensor):
         if temperature.numel() != 1 or not temperature.is_floating_point():
-            raise ValueError(f"temperature must be one floating-point number, got a tensor of shape {tuple(temperature.shape)} "
-                             f"and dtype {temperature.dtype}")
+            raise ValueError(f"temperature must be one floating-point number, got {kind_of(temperature)}")
         if temperature.is_cuda or not checks_values(temperature): return  # a look would wait for the card at every step
     elif isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
@@ -75,7 +75,8 @@ def logit_scores(logits, temperature, log_eta=None, num_rows=None):
     "Checked logits as scores; a temperature that is a tensor keeps its gradient."
     check_logits(logits)
     check_temperature(temperature)
-    if isinstance(temperature, Tensor): return Logits(full_precision(logits)/temperature.reshape(()), 1., log_eta, num_rows)
+    if isinstance(temperature, Tensor):
+        return Logits(full_precision(logits)/temperature.reshape(()), 1., log_eta, num_rows)
     return Logits(logits, 1/temperature, log_eta, num_rows)
 
 def noise_scores(logits, noise_probs, temperature):
@@ -102,7 +103,7 @@ def candidate_scores(scores, candidates):
 def position_posterior(scores:Tensor, # `(N, K)`: log of p(k|x)/eta(k), up to a constant per row
                        candidates,    # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
                       )->Tensor:      # `(N, M)`, rows sum to 1
-    "Probability that each candidate is the one drawn from the data: Eq. (9); for class ids Eq. (28). Raises ValueError."
+    "Probability that each candidate is the one drawn from the data: Eq. (9), for ids Eq. (28). Raises ValueError."
     check_logits(scores, 'scores')
     candidates = check_targets(candidates, None, scores.shape[1], scores, 'candidates')
     return candidate_scores(centred(scores), candidates).softmax(1)
@@ -113,6 +114,22 @@ def label_counts(labels, like):
     one = torch.ones(1, dtype=in_full(like.dtype), device=labels.device)
     return one.new_zeros(like.shape[1]).index_add_(0, labels, one.expand(labels.shape[0]))
 
+SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
+
+def is_small(scores):
+    "Whether PyTorch's own cross-entropy is cheaper to call; 16-bit logits would be rounded there."
+    x = scores.values
+    return scores.scale == 1 and x.numel() < SMALL and x.dtype.itemsize >= 4 and has_values(x)
+
+def weighted_cross_entropy(scores, own, counts):
+    "The sum over counts as PyTorch's cross-entropy; None where that loses digits: for sure rows and large logits."
+    log_counts = counts.log()
+    offset = log_counts if scores.log_eta is None else log_counts - scores.log_eta
+    rows = F.cross_entropy(scores.values + offset, own.ids[:, 0], reduction='none') + offset[own.ids[:, 0]]
+    # 1/8 and 64: rows are then off by a few 1e-6 of themselves
+    if not rows.shape[0] or rows.amin() < .125 or scores.values.abs().amax() > 64: return None
+    return rows if scores.log_eta is None else rows + scores.log_eta[own.ids[:, 0]]
+
 def beside_own(others):
     "log(1 + exp L): the loss from the sum over the others."
     return -F.logsigmoid(-others)
@@ -121,32 +138,41 @@ def sum_counts(scores, candidates):
     "Labels as candidates: a sum over the *other* classes, weighted by counts; `c` candidates have the own label."
     own, labels, keep, in_batch = candidates
     counts = label_counts(labels, scores.values)
+    if in_batch and keep == 1 and is_small(scores):
+        rows = weighted_cross_entropy(scores, own, counts)
+        if rows is not None: return rows
     log_c = (counts[own.ids[:, 0]] + (not in_batch)).log()  # log(c + e^L) = log c + log(1 + e^(L - log c))
-    others = class_sums(scores.values, own.ids, own.weights, offset=counts.log()[None], own_offset=torch.full_like(log_c, LOW),
-                        log_eta=scores.log_eta, exponents=(keep,), scale=scores.scale)
+    others = class_sums(scores.values, own.ids, own.weights, offset=counts.log()[None],
+                        own_offset=torch.full_like(log_c, LOW), log_eta=scores.log_eta, exponents=(keep,),
+                        scale=scores.scale)
     return log_c + beside_own(others - log_c)
 
 # %% ../../nbs/contrast/scores.ipynb #e74c6099
-SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
-
 def sum_classes(scores, candidates):
     "Cross-entropy: log-sum-exp over all classes minus the own score."
     own, x = candidates.own, scores.values
-    if plain_cross_entropy(own, scores):
-        if own.probs is None: return F.cross_entropy(x, own.ids[:, 0], reduction='none')
-        rows = F.cross_entropy(x, own.probs, reduction='none')
+    if scores.scale == 1 and x.dtype.itemsize >= 4 and is_labels(own):
+        return F.cross_entropy(x, own.ids[:, 0], reduction='none')
+    if is_small(scores):
+        rows = F.cross_entropy(x, own.probs if own.probs is not None else written_probs(own, x), reduction='none')
         if not rows.isnan().any(): return rows  # 0 times -inf, of a masked class
     return class_sums(x, own.ids, own.weights, share=own.share, probs=own.probs, scale=scores.scale)
 
-def plain_cross_entropy(own, scores):
-    "Whether `F.cross_entropy` serves: labels, or few probabilities, at temperature 1; 16-bit logits would be rounded there."
-    if scores.scale != 1 or scores.values.dtype.itemsize < 4: return False
-    if own.probs is not None: return scores.values.numel() < SMALL and has_values(scores.values)
-    return own.ids.shape[1] == 1 and own.share is None and not own.weights.requires_grad
+def is_labels(own):
+    "Whether own targets are one class with all the mass."
+    return own.probs is None and own.ids.shape[1] == 1 and own.share is None and not own.weights.requires_grad
+
+def written_probs(own, like):
+    "Classes, weights and share as probabilities `(N, K)`."
+    probs = torch.zeros_like(like, requires_grad=False).scatter_add(1, own.ids, own.weights)
+    return probs if own.share is None else probs + own.share[:, None]/like.shape[1]
 
 def sum_expectation(scores, candidates):
     "Closed-form noise: with t s + log eta in each sum; uniform noise is a constant."
-    own, exponents, noise_probs = candidates
+    own, exponents, noise_probs, as_scored = candidates
+    if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
+        rows = sum_classes(scores._replace(log_eta=None), AllClasses(own))
+        return rows + (own_score(noise_probs.log().expand(rows.shape[0], -1), *own) if rows.shape[0] else 0.)
     if not exponents: return -own_score(centred(scores.values, scores.log_eta, scores.scale), *own)
     log_eta = noise_probs[:1].log() if scores.log_eta is None else noise_probs.log()
     uniform = scores.log_eta is None
@@ -169,9 +195,9 @@ def sum_sparse(scores, candidates):
 def sum_dense(scores, candidates):
     "Dense candidates: a matrix product."
     own, probs, in_batch = candidates
-    rows = product_sums(scores.values, probs, log_eta=scores.log_eta, scale=scores.scale, in_batch=in_batch, linear=False,
-                        num_rows=scores.num_rows)
-    return beside_own(rows if in_batch else rows - masked(own_score(centred(scores.values, scores.log_eta, scores.scale), *own)))
+    x, scale, log_eta, num_rows = scores
+    rows = product_sums(x, probs, log_eta=log_eta, scale=scale, in_batch=in_batch, linear=False, num_rows=num_rows)
+    return beside_own(rows if in_batch else rows - masked(own_score(centred(x, log_eta, scale), *own)))
 
 # %% ../../nbs/contrast/scores.ipynb #911769bf
 class LinearScores(NamedTuple):
@@ -188,7 +214,8 @@ def mixed_embeddings(scores, parts):
     "Mixed rows `(M, d)` of the weight, and what bias and noise distribution add to their scores `(M,)`, or None."
     z, W, bias, temperature, log_eta, sparse_grad, _ = scores
     if parts.probs is not None: rows = parts.probs @ W
-    else: rows = F.embedding_bag(parts.ids, W, per_sample_weights=parts.weights.contiguous(), mode='sum', sparse=sparse_grad)
+    else: rows = F.embedding_bag(parts.ids, W, mode='sum', sparse=sparse_grad,
+                                 per_sample_weights=parts.weights.contiguous())
     if parts.share is not None: rows = rows + parts.share[:, None]*W.mean(0)
     terms = [] if bias is None else [centred(bias[None])[0]/temperature]  # a masked class has bias -inf
     if log_eta is not None: terms.append(-log_eta)
@@ -219,18 +246,24 @@ def linear_class_sums(scores, own, **options):
     return linear_sums(z, scores.weight, bias, ids=own.ids, weights=own.weights, share=own.share, probs=own.probs,
                        row_weight=scores.row_weight, **options)
 
+def weighted_rows(scores, rows):
+    "Rows as they are, or their weighted sum, as the sums of a linear head give them."
+    return rows if scores.row_weight is None else scores.row_weight @ rows
+
 def sum_linear_expectation(scores, candidates):
     "Closed-form noise sums over all classes, a block of logits at a time."
-    own, exponents, noise_probs = candidates
-    if not exponents: # a constant denominator: noise targets that are all background
+    own, exponents, noise_probs, as_scored = candidates
+    num_rows, log_eta = scores.embeddings.shape[0], scores.log_eta
+    if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
+        constants = own_score(noise_probs.log().expand(num_rows, -1), *own)
+        return linear_class_sums(scores, own) + weighted_rows(scores, constants)
+    if not exponents: # noise targets that are all background: the loss is linear in the scores, a rare case
         logits = F.linear(scores.embeddings, scores.weight, scores.bias)/scores.temperature
-        rows = sum_expectation(Logits(logits, 1., scores.log_eta), candidates)
-        return rows if scores.row_weight is None else scores.row_weight @ rows
-    if scores.log_eta is not None:
-        return linear_class_sums(scores, own, log_eta=scores.log_eta, offset=noise_probs.log()[None], exponents=exponents)
-    constant = len(exponents)*noise_probs[:1].log()[0]  # uniform noise
-    if scores.row_weight is not None: constant = constant*scores.row_weight.sum()
-    return linear_class_sums(scores, own, exponents=exponents) + constant
+        return weighted_rows(scores, sum_expectation(Logits(logits, 1., log_eta), candidates))
+    if log_eta is not None:
+        return linear_class_sums(scores, own, log_eta=log_eta, offset=noise_probs.log()[None], exponents=exponents)
+    constants = (len(exponents)*noise_probs[:1].log()).expand(num_rows)  # uniform noise
+    return linear_class_sums(scores, own, exponents=exponents) + weighted_rows(scores, constants)
 
 # %% ../../nbs/contrast/scores.ipynb #ae9b1a3e
 def sum_labels(scores, candidates):
@@ -292,5 +325,5 @@ ROUTES = {
 def contrast(scores,     # Logits or LinearScores
              candidates, # of a kind of `softnce.candidates`
             )->Tensor:   # `(N,)`; a scalar with a `row_weight`
-    "Minus the log posterior of each row's own target; for classes and expectations, whose own target is no candidate, log Z minus its score."
+    "Minus the log posterior of each row's own target; over classes or an expectation, log Z minus its score."
     return ROUTES[type(scores), type(candidates)](scores, candidates)

@@ -12,10 +12,10 @@ __doc__ = """The sums of the losses: a log-sum-exp over candidates minus the row
     L_i = log sum_m exp <alpha_m, s_i>  -  <alpha_i, s_i>,      s = scale*l - log eta
 
 `class_sums` serves candidates that are classes (hard labels by their counts, closed-form noise, cross-entropy),
-`sparse_sums` candidates of a few classes each, `product_sums` dense candidates and the linear form. Where a row's own
-target is among the candidates it is left out of the sum: the loss is log(1 + exp L_i), exact also for sure rows. Each has
-its plain formula beside it as `..._reference`: what tests compare with, and what serves second derivatives, functorch
-and targets that have a gradient themselves.
+`sparse_sums` candidates of a few classes each, `product_sums` dense candidates and the linear form. Where a row's
+own target is among the candidates it is left out of the sum: the loss is log(1 + exp L_i), exact also for sure rows.
+Each has its plain formula beside it as `..._reference`: what tests compare with, and what serves second derivatives,
+functorch and targets that have a gradient themselves.
 
 >>> import torch
 >>> from softnce.contrast.sums import class_sums
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .layout import (LOW, by_class, centred, empty_gradient, in_full, masked, own_score, partners,
                                      row_blocks, with_mean, without_mean)
-from ..targets import has_values
+from ..targets import check_device, has_values
 
 # %% ../../nbs/contrast/sums.ipynb #553a787e
 _backend = ContextVar('softnce_backend', default=None)  # of a thread or task: two that overlap do not meet
@@ -41,7 +41,7 @@ BACKENDS = None, 'torch', 'triton', 'reference'
 
 class set_backend:
     "What the sums run on; as a context manager, for one block. ValueError for an unknown name."
-    def __init__(self, backend:str|None): # None: Triton on CUDA where it is installed, else PyTorch; or a name of `BACKENDS`
+    def __init__(self, backend:str|None): # of `BACKENDS`; None: Triton on CUDA where it is installed, else PyTorch
         if backend == 'plain': backend = 'reference'  # its name before
         if backend not in BACKENDS:
             raise ValueError(f"backend must be None, 'torch', 'triton' or 'reference', got {backend!r}")
@@ -72,8 +72,8 @@ def by_reference(inputs):
 def differentiable(reference, by_class=False):
     """Decorator of a sum: what calls it as `autograd.Function`, operator, or by its `reference`.
 
-    The sum gets the inputs of the reference and `with_grad`, and returns losses and gradient, the latter stored `by_class`
-    or by row."""
+    The sum gets the inputs of the reference and `with_grad`, and returns losses and gradient, which is stored
+    `by_class` or by row."""
     def decorate(fast):
         def setup(ctx, inputs, output):
             ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
@@ -97,11 +97,12 @@ def differentiable(reference, by_class=False):
 
 def callable_sum(fast, reference, setup, backward, fake, gradient_for_all=False):
     "The function that tries, in this order: the reference, the operator, the `autograd.Function`."
-    def forward(ctx, *inputs):  # PyTorch inspects the signature at each call of a form with `setup_context`: 50 microseconds
+    def forward(ctx, *inputs):  # a form with `setup_context` has its signature inspected at each call: 50 microseconds
         output = fast(*inputs)
         setup(ctx, inputs, output)
         return output
-    eager = type(fast.__name__, (torch.autograd.Function,), dict(forward=staticmethod(forward), backward=staticmethod(backward)))
+    methods = dict(forward=staticmethod(forward), backward=staticmethod(backward))
+    eager = type(fast.__name__, (torch.autograd.Function,), methods)
     compiled = torch.library.custom_op(f"{NAMESPACE}::{fast.__name__}", fast, mutates_args=())
     compiled.register_fake(fake)
     compiled.register_autograd(backward, setup_context=setup)
@@ -115,6 +116,8 @@ def callable_sum(fast, reference, setup, backward, fake, gradient_for_all=False)
 NAMESPACE = __name__.split('.')[0].strip('_')  # of the operators: the page's own must not replace the package's
 
 def recorded(x): return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+
+def part(x, rows): return None if x is None else x[rows]
 
 # %% ../../nbs/contrast/sums.ipynb #71me5cel
 keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True)
@@ -175,10 +178,10 @@ def class_sums_torch(logits, ids, weights, share, probs, offset, own_offset, log
     gradient = empty_gradient(logits) if with_grad else logits.new_empty(0)
     in_place = with_grad and gradient.dtype == total.dtype  # 16-bit rows are done in memory of their own
     for r in row_blocks(*logits.shape):
-        rows = [None if x is None else x[r] for x in (ids, weights, share, probs)]
+        rows = [part(x, r) for x in (ids, weights, share, probs)]
         scores = centred(logits[r], None, scale, gradient[r] if in_place else None)
         if log_eta is not None: scores.sub_(log_eta)
-        total[r], g = class_block(scores, *rows, offset, None if own_offset is None else own_offset[r], exponents, with_grad)
+        total[r], g = class_block(scores, *rows, offset, part(own_offset, r), exponents, with_grad)
         if with_grad and scale != 1: g.mul_(scale)
         if with_grad and not in_place: gradient[r] = g
     return total, gradient
@@ -221,13 +224,14 @@ def check_floats(logits, **tensors):
         if x is None: continue
         if x.dtype != in_full(logits.dtype):
             raise ValueError(f"{name} must be {in_full(logits.dtype)} beside logits in {logits.dtype}, got {x.dtype}")
-        if x.device != logits.device: raise ValueError(f"{name} must be on {logits.device} like the logits, got {x.device}")
+        check_device(x, logits, name)
 
 def check_rows(logits, ids, weights):
     "Raise ValueError unless ids and weights have one shape, where the logits are."
     if ids.shape != weights.shape or ids.ndim != 2:
-        raise ValueError(f"ids and weights must have one shape (rows, classes), got {tuple(ids.shape)} and {tuple(weights.shape)}")
-    if ids.device != logits.device: raise ValueError(f"ids must be on {logits.device} like the logits, got {ids.device}")
+        raise ValueError("ids and weights must have one shape (rows, classes), "
+                         f"got {tuple(ids.shape)} and {tuple(weights.shape)}")
+    check_device(ids, logits, 'ids')
 
 # %% ../../nbs/contrast/sums.ipynb #52f6d54a
 def sparse_sums_reference(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta=None, scale=1.,
@@ -247,17 +251,17 @@ def without_own(u, in_batch):
 
 # %% ../../nbs/contrast/sums.ipynb #c21870da
 def bag_block(table, ids, weights, share, own, start, groups):
-    "Sums over bags of rows of `table` `(K, n)`, of its columns; with `groups` also their gradient `(K, n)`, without the own part."
+    "Sums over bags of rows of `table` `(K, n)`; with `groups` also their gradient `(K, n)`, without the own part."
     table, ids, weights = with_mean(table, ids, weights, share)
     u = F.embedding_bag(ids, table, per_sample_weights=weights, mode='sum')
     if start is not None: u.diagonal(-start).fill_(LOW)  # candidate start + j is column j's own
     top = u.amax(0)
-    torch.softmax(u, 0, out=u)
-    total = top - u.amax(0).log() - own
+    z = u.sub_(top).exp_().sum(0)  # PyTorch's softmax over the first dimension takes longer than these three
+    total = top + z.log() - own
     if groups is None: return total, None
     order, begin = groups
     entry_weights = weights.flatten()[order]
-    gradient = F.embedding_bag(order//ids.shape[1], u, begin[:-1], per_sample_weights=entry_weights, mode='sum')
+    gradient = F.embedding_bag(order//ids.shape[1], u, begin[:-1], per_sample_weights=entry_weights, mode='sum').div_(z)
     return total, without_mean(gradient, share)
 
 # %% ../../nbs/contrast/sums.ipynb #5474288e
@@ -272,7 +276,8 @@ def pair_block(table, weights, own_ids, own, pairs, in_batch, with_grad):
     p1, b1, p2, b2 = pairs
     first = F.embedding_bag(p1, e2, b1, mode='sum').mul_(e1)
     z = first.sum(0)
-    own_term = e1.gather(0, own_ids[None, :, 0])[0]*e2.gather(0, own_ids[None, :, 1])[0] if in_batch else torch.zeros_like(z)
+    own_term = torch.zeros_like(z)
+    if in_batch: own_term = e1.gather(0, own_ids[None, :, 0])[0]*e2.gather(0, own_ids[None, :, 1])[0]
     rest = z - own_term
     by_bags = (rest < 1e-20) | (rest < z/8)  # 8: three of fp32's 24 bits
     total = rest.log() + top*weights.sum() - own
@@ -283,12 +288,12 @@ def pair_block(table, weights, own_ids, own, pairs, in_batch, with_grad):
     return total, gradient, by_bags
 
 # %% ../../nbs/contrast/sums.ipynb #0ba7255d
-def use_pairs(num_candidates, num_classes): return num_candidates > 2*num_classes  # exponentials: 2NK against NM
+def use_pairs(num_candidates, num_classes): return num_candidates > 8*num_classes  # about 8 passes over NK against NM
 
-def sparse_sums_torch(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
-                      num_rows, with_grad):
+def sparse_sums_torch(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch,
+                      one_weight, num_rows, with_grad):
     "All rows, a block at a time, by pairs where that is less work."
-    K, full = logits.shape[1], in_full(logits.dtype)
+    K, full, weights = logits.shape[1], in_full(logits.dtype), weights.contiguous()  # or bags take ten times as long
     pairs = None
     if one_weight and ids.shape[1] == 2 and share is None and use_pairs(ids.shape[0], K): pairs = partners(ids, K)
     def sorted_entries():
@@ -297,9 +302,10 @@ def sparse_sums_torch(logits, ids, weights, share, own_ids, own_weights, own_sha
     groups = None if pairs else sorted_entries()
     total = logits.new_empty(logits.shape[0], dtype=full)
     gradient = empty_gradient(logits, by_class=True) if with_grad else logits.new_empty(0)
-    for r in row_blocks(logits.shape[0], ids.shape[0], num_rows*ids.shape[0] or 2**22):  # 16 MiB of fp32 candidate scores
+    for r in row_blocks(logits.shape[0], ids.shape[0], num_rows*ids.shape[0] or BLOCK):
         scores = centred(logits[r], log_eta, scale)
-        table, own = scores.t().contiguous(), masked(own_score(scores, own_ids[r], own_weights[r], part(own_share, r), None))
+        table, own_parts = scores.t().contiguous(), (own_ids[r], own_weights[r], part(own_share, r))
+        own = masked(own_score(scores, *own_parts, None))
         start = r.start if in_batch else None
         if pairs:
             total[r], g, again = pair_block(table, weights[0], own_ids[r], own, pairs, in_batch, with_grad)
@@ -308,13 +314,13 @@ def sparse_sums_torch(logits, ids, weights, share, own_ids, own_weights, own_sha
                 redo_by_bags(again.nonzero()[:, 0], table, ids, weights, own, start, groups, total[r], g)
         else: total[r], g = bag_block(table, ids, weights, share, own, start, groups)
         if not with_grad: continue
-        subtract_own(g.t(), own_ids[r], own_weights[r], part(own_share, r))
+        subtract_own(g.t(), *own_parts)
         if scale != 1: g.mul_(scale)
         if g.shape[1] == gradient.shape[0] and g.dtype == gradient.dtype: gradient = g.t()
         else: gradient[r] = g.t()
     return total, gradient
 
-def part(x, rows): return None if x is None else x[rows]
+BLOCK = 2**19  # candidate scores at a time: 2 MiB of fp32, in a core's cache over the passes of a sum
 
 def redo_by_bags(columns, table, ids, weights, own, start, groups, total, gradient):
     "Some columns once more, by bags, a few at a time: their own candidates are no diagonal."
@@ -325,13 +331,15 @@ def redo_by_bags(columns, table, ids, weights, own, start, groups, total, gradie
         if gradient is None: continue
         order, begin = groups
         p = torch.softmax(u, 0)
-        gradient[:, c] = F.embedding_bag(order//ids.shape[1], p, begin[:-1], per_sample_weights=weights.flatten()[order], mode='sum')
+        bags = F.embedding_bag(order//ids.shape[1], p, begin[:-1], mode='sum',
+                               per_sample_weights=weights.flatten()[order])
+        gradient[:, c] = bags
 
 # %% ../../nbs/contrast/sums.ipynb #606bff0e
 @differentiable(sparse_sums_reference, by_class=True)
 def sparse_sums_op(logits:Tensor, ids:Tensor, weights:Tensor, share:Tensor|None, own_ids:Tensor, own_weights:Tensor,
-                   own_share:Tensor|None, log_eta:Tensor|None, scale:float, in_batch:bool, one_weight:bool, num_rows:int,
-                   with_grad:bool)->tuple[Tensor, Tensor]:
+                   own_share:Tensor|None, log_eta:Tensor|None, scale:float, in_batch:bool, one_weight:bool,
+                   num_rows:int, with_grad:bool)->tuple[Tensor, Tensor]:
     run = kernels.sparse_sums if (kernels := triton_for(logits)) else sparse_sums_torch
     return run(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
                num_rows, with_grad)
@@ -342,7 +350,7 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
                 weights:Tensor,         # `(M, S)` their weights, in full precision
                 own_ids:Tensor,         # `(N, S)` own classes
                 own_weights:Tensor,     # `(N, S)` their weights
-                *, share:Tensor=None,   # `(M,)` share of the mean score in a candidate's; None: 0, or one for all, which cancels
+                *, share:Tensor=None,   # `(M,)` share of the mean score in a candidate's; None: one for all
                 own_share:Tensor=None,  # `(N,)` the same of the own target
                 log_eta:Tensor=None,    # `(K,)` log of the noise distribution; None: uniform, left out
                 scale:float=1.,         # 1/tau
@@ -368,12 +376,12 @@ def product_sums_reference(a, b, shift=None, log_eta=None, scale=1., in_batch=Tr
 
 def product_blocks(a, b, shift, log_eta, scale, linear, num_rows):
     "Blocks of rows: where they are, their scores by class (or embeddings), and by candidate."
-    for r in row_blocks(a.shape[0], b.shape[0], num_rows*b.shape[0] or 2**22):  # 16 MiB of fp32 candidate scores
+    for r in row_blocks(a.shape[0], b.shape[0], num_rows*b.shape[0] or 4*BLOCK):  # a product gains from larger blocks
         x = a[r] if linear else centred(a[r], log_eta, scale)
         yield r, x, x @ b.T if shift is None else torch.addmm(shift, x, b.T)
 
 def softmax_without_own(u, start):
-    "Sums of a block of candidate scores `(n, M)` without candidate `start` + row, in whose place; the softmax is left in `u`."
+    "Sums over a block of candidate scores `(n, M)` without candidate `start` + row; their gradient is left in `u`."
     own = 0. if start is None else masked(u.diagonal(start).clone())
     if start is not None: u.diagonal(start).fill_(LOW)
     top = u.amax(1)
@@ -386,7 +394,7 @@ def softmax_without_own(u, start):
 def product_sums_op(a:Tensor, b:Tensor, shift:Tensor|None, log_eta:Tensor|None, scale:float, in_batch:bool, linear:bool,
                     num_rows:int, with_grad:bool)->tuple[Tensor, Tensor]:
     total = a.new_empty(a.shape[0], dtype=in_full(a.dtype))
-    gradient = torch.empty_like(a, memory_format=torch.contiguous_format) if with_grad else a.new_empty(0)
+    gradient = empty_gradient(a) if with_grad else a.new_empty(0)
     run = kernels.softmax_without_own if (kernels := triton_for(a)) else softmax_without_own
     with torch.autocast(a.device.type, enabled=False):
         for r, _, u in product_blocks(a, b, shift, log_eta, scale, linear, num_rows):
@@ -397,10 +405,10 @@ def product_sums_op(a:Tensor, b:Tensor, shift:Tensor|None, log_eta:Tensor|None, 
 
 # %% ../../nbs/contrast/sums.ipynb #0bf1de38
 @torch.library.custom_op(f"{NAMESPACE}::product_sums_backward", mutates_args=())
-def product_backward(g:Tensor, a:Tensor, b:Tensor, shift:Tensor|None, in_batch:bool, num_rows:int)->tuple[Tensor, Tensor, Tensor]:
+def product_backward(g:Tensor, a:Tensor, b:Tensor, shift:Tensor|None, in_batch:bool,
+                     num_rows:int)->tuple[Tensor, Tensor, Tensor]:
     "Gradients of the linear form by both factors and the shift: the blocks are computed again, weighted by `g`."
-    da, db = (torch.empty_like(a, memory_format=torch.contiguous_format), torch.zeros_like(b, memory_format=torch.contiguous_format))
-    dshift = a.new_zeros(b.shape[0])
+    da, db, dshift = empty_gradient(a), empty_gradient(b).zero_(), a.new_zeros(b.shape[0])
     run = kernels.softmax_without_own if (kernels := triton_for(a)) else softmax_without_own
     with torch.autocast(a.device.type, enabled=False):
         for r, x, u in product_blocks(a, b, shift, None, 1., True, num_rows):
@@ -412,8 +420,7 @@ def product_backward(g:Tensor, a:Tensor, b:Tensor, shift:Tensor|None, in_batch:b
 
 @product_backward.register_fake
 def _(g, a, b, *rest):
-    return (torch.empty_like(a, memory_format=torch.contiguous_format), torch.empty_like(b, memory_format=torch.contiguous_format),
-            a.new_empty(b.shape[0]))
+    return empty_gradient(a), empty_gradient(b), a.new_empty(b.shape[0])
 
 # %% ../../nbs/contrast/sums.ipynb #ddfd1551
 def product_setup(ctx, inputs, output):
@@ -436,10 +443,11 @@ def product_gradients(ctx, g, _):
     return *(next(found) if n else None for n in needed), *(None,)*6
 
 def product_fake(a, b, *rest):
-    gradient = torch.empty_like(a, memory_format=torch.contiguous_format) if rest[-1] else a.new_empty(0)
+    gradient = empty_gradient(a) if rest[-1] else a.new_empty(0)
     return a.new_empty(a.shape[0], dtype=in_full(a.dtype)), gradient
 
-product_sums_call = callable_sum(product_sums_op, product_sums_reference, product_setup, product_gradients, product_fake, True)
+product_sums_call = callable_sum(product_sums_op, product_sums_reference, product_setup, product_gradients,
+                                 product_fake, gradient_for_all=True)
 
 # %% ../../nbs/contrast/sums.ipynb #9e4a8ab1
 def product_sums(a:Tensor,           # `(N, d)` embeddings; or logits `(N, K)`, then not `linear`
@@ -448,7 +456,7 @@ def product_sums(a:Tensor,           # `(N, d)` embeddings; or logits `(N, K)`, 
                  *, log_eta:Tensor=None, # `(K,)` log of the noise distribution; None: uniform, left out
                  scale:float=1.,     # 1/tau, of logits
                  in_batch=True,      # candidate i is row i's own: left out of its sum, and its score is subtracted
-                 linear=True,        # `b` and `shift` may have a gradient; else `a` are logits, relative to their largest
+                 linear=True,        # `b` and `shift` may have a gradient; False: `a` are logits
                  num_rows:int=None,  # rows at a time; None: as many as keep blocks of rows x M small
                 )->Tensor:           # `(N,)`
     "Log-sum-exp over the products `a @ b.T + shift`, without the own one, minus the own one."
