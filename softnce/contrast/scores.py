@@ -31,6 +31,7 @@ from torch import Tensor
 from ..candidates import (AllClasses, ClassCounts, DenseCandidates, Expectation, NoiseLabels, Parts,
                                 SparseCandidates, parts_of)
 from .expected_sums import expected_sums
+from .linear_sums import linear_sums
 from .layout import LOW, centred, in_full, masked, own_score
 from .sums import class_sums, product_sums, sparse_sums
 from ..noise import noise_of
@@ -205,10 +206,11 @@ class LinearScores(NamedTuple):
     temperature:float|Tensor = 1. # tau
     log_eta:Tensor|None = None # `(K,)`; None: uniform noise
     sparse_grad:bool = False   # the gradient by the weight as a sparse tensor
+    row_weight:Tensor|None = None # `(N,)` what each row counts: sums over all classes then return the weighted sum
 
 def mixed_embeddings(scores, parts):
     "Mixed rows `(M, d)` of the weight, and what bias and noise distribution add to their scores `(M,)`, or None."
-    z, W, bias, temperature, log_eta, sparse_grad = scores
+    z, W, bias, temperature, log_eta, sparse_grad, _ = scores
     if parts.probs is not None: rows = parts.probs @ W
     else: rows = F.embedding_bag(parts.ids, W, mode='sum', sparse=sparse_grad,
                                  per_sample_weights=parts.weights.contiguous())
@@ -230,10 +232,36 @@ def sum_linear(scores, candidates):
     mixed, shift = mixed_embeddings(scores, candidates.own)
     return beside_own(alone - masked((z*mixed).sum(1) + (0. if shift is None else shift)))
 
+def sum_linear_classes(scores, candidates):
+    "Cross-entropy, a block of logits at a time."
+    return linear_class_sums(scores, candidates.own)
+
+def linear_class_sums(scores, own, **options):
+    "Sums over all classes; the temperature is put into embeddings and bias."
+    scaled = isinstance(scores.temperature, Tensor) or scores.temperature != 1
+    z, bias = scores.embeddings, scores.bias
+    if scaled: z, bias = z/scores.temperature, None if bias is None else bias/scores.temperature
+    return linear_sums(z, scores.weight, bias, ids=own.ids, weights=own.weights, share=own.share, probs=own.probs,
+                       row_weight=scores.row_weight, **options)
+
+def weighted_rows(scores, rows):
+    "Rows as they are, or their weighted sum, as the sums of a linear head give them."
+    return rows if scores.row_weight is None else scores.row_weight @ rows
+
 def sum_linear_expectation(scores, candidates):
-    "Closed-form noise sums over all classes: it needs the logits."
-    logits = F.linear(scores.embeddings, scores.weight, scores.bias)/scores.temperature
-    return sum_expectation(Logits(logits, 1., scores.log_eta), candidates)
+    "Closed-form noise sums over all classes, a block of logits at a time."
+    own, exponents, noise_probs, as_scored = candidates
+    num_rows, log_eta = scores.embeddings.shape[0], scores.log_eta
+    if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
+        constants = own_score(noise_probs.log().expand(num_rows, -1), *own)
+        return linear_class_sums(scores, own) + weighted_rows(scores, constants)
+    if not exponents: # noise targets that are all background: the loss is linear in the scores, a rare case
+        logits = F.linear(scores.embeddings, scores.weight, scores.bias)/scores.temperature
+        return weighted_rows(scores, sum_expectation(Logits(logits, 1., log_eta), candidates))
+    if log_eta is not None:
+        return linear_class_sums(scores, own, log_eta=log_eta, offset=noise_probs.log()[None], exponents=exponents)
+    constants = (len(exponents)*noise_probs[:1].log()).expand(num_rows)  # uniform noise
+    return linear_class_sums(scores, own, exponents=exponents) + weighted_rows(scores, constants)
 
 # %% ../../nbs/contrast/scores.ipynb #ae9b1a3e
 def sum_labels(scores, candidates):
@@ -286,13 +314,14 @@ ROUTES = {
     (Logits, NoiseLabels): sum_labels,                  # O(NK), however many noise labels
     (LinearScores, SparseCandidates): sum_linear,       # O(NMd), whatever K
     (LinearScores, DenseCandidates): sum_linear,        # O(MKd) to mix the embeddings
-    (LinearScores, Expectation): sum_linear_expectation, # O(NKd): all classes are summed over
+    (LinearScores, AllClasses): sum_linear_classes,     # O(NKd), a block of logits at a time
+    (LinearScores, Expectation): sum_linear_expectation, # the same
     (LinearScores, NoiseLabels): sum_linear_labels,     # O(N(M+S)d), whatever K
 }
 
 # %% ../../nbs/contrast/scores.ipynb #fc811542
 def contrast(scores,     # Logits or LinearScores
              candidates, # of a kind of `softnce.candidates`
-            )->Tensor:   # `(N,)`
+            )->Tensor:   # `(N,)`; a scalar with a `row_weight`
     "Minus the log posterior of each row's own target; over classes or an expectation, log Z minus its score."
     return ROUTES[type(scores), type(candidates)](scores, candidates)

@@ -72,6 +72,7 @@ def class_block(scores, ids, weights, share, probs, offset, own_offset, exponent
 def subtract_own(gradient, ids, weights, share=None, probs=None):
     "The gradient less that of the own score."
     if probs is not None: gradient.sub_(probs)
+    elif not gradient.is_cuda: gradient.scatter_add_(1, ids, -weights)
     else:  # one slot at a time: no two writes meet, so the order of sums is fixed
         for k, w in zip(ids.T[..., None], weights.T[..., None]): gradient.scatter_add_(1, k, -w)
     if share is not None: gradient.sub_(share[:, None]/gradient.shape[1])
