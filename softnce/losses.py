@@ -245,9 +245,9 @@ import warnings
 
 from torch import nn
 
-from .contrast.scores import check_temperature, noise_scores
+from .contrast.scores import noise_scores
 from .noise import ClosedForm, Fresh
-from .targets import SparseTargets, check_fraction, check_simplex, checks_values, kind_of, sum_tolerance
+from .targets import SparseTargets, check_fraction, check_simplex, checks_values, sum_tolerance
 
 # %% ../nbs/losses/modules.ipynb #ee5f8242
 def unsmooth(probs, epsilon):
