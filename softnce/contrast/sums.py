@@ -206,9 +206,9 @@ def class_sums(logits:Tensor,          # `(N, K)`
                scale:float=1.,         # 1/tau
               )->Tensor:               # `(N,)`
     "Log-sum-exps over classes minus the own score."
-    own = probs if probs is not None else weights
-    check_floats(logits, weights=own, offset=offset, own_offset=own_offset)
-    if probs is None: check_rows(logits, ids, weights)
+    check_floats(logits, weights=weights, share=share, probs=probs, offset=offset, own_offset=own_offset,
+                 log_eta=log_eta)
+    if probs is None: check_rows(logits, ids, weights, own=True)
     shapes = (1, logits.shape[1]), (len(exponents), logits.shape[1])
     if offset is not None and offset.shape not in shapes:
         raise ValueError(f"offset must have shape {shapes[0]} or {shapes[1]}, got {tuple(offset.shape)}")
@@ -225,12 +225,14 @@ def check_floats(logits, **tensors):
             raise ValueError(f"{name} must be {in_full(logits.dtype)} beside logits in {logits.dtype}, got {x.dtype}")
         check_device(x, logits, name)
 
-def check_rows(logits, ids, weights):
-    "Raise ValueError unless ids and weights have one shape, where the logits are."
+def check_rows(logits, ids, weights, own=False):
+    "Raise ValueError unless ids and weights have one shape, where the logits are; `own`: and a row for each of theirs."
     if ids.shape != weights.shape or ids.ndim != 2:
         raise ValueError("ids and weights must have one shape (rows, classes), "
                          f"got {tuple(ids.shape)} and {tuple(weights.shape)}")
     check_device(ids, logits, 'ids')
+    if own and ids.shape[0] != logits.shape[0]:
+        raise ValueError(f"own ids must have {logits.shape[0]} rows like the logits, got {ids.shape[0]}")
 
 # %% ../../nbs/contrast/sums.ipynb #52f6d54a
 def sparse_sums_reference(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta=None, scale=1.,
@@ -358,9 +360,11 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
                 num_rows:int=None,      # rows at a time; None: as many as keep blocks of M x rows small
                )->Tensor:               # `(N,)`
     "Log-sum-exp over sparse candidates, without the own one, minus the own score."
-    check_floats(logits, weights=weights, own_weights=own_weights, share=share, own_share=own_share)
+    check_floats(logits, weights=weights, own_weights=own_weights, share=share, own_share=own_share, log_eta=log_eta)
     check_rows(logits, ids, weights)
-    check_rows(logits, own_ids, own_weights)
+    check_rows(logits, own_ids, own_weights, own=True)
+    if in_batch and ids.shape[0] < logits.shape[0]:
+        raise ValueError(f"ids must hold at least the {logits.shape[0]} own candidates, got {ids.shape[0]}")
     if not ids.shape[0]: return logits.to(in_full(logits.dtype)).sum(1)  # an empty batch
     return sparse_sums_op(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, float(scale), in_batch,
                           bool(one_weight), num_rows or 0)
