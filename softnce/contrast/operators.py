@@ -132,9 +132,11 @@ def check_floats(logits, **tensors):
             raise ValueError(f"{name} must be {in_full(logits.dtype)} beside logits in {logits.dtype}, got {x.dtype}")
         check_device(x, logits, name)
 
-def check_rows(logits, ids, weights):
-    "Raise ValueError unless ids and weights have one shape, where the logits are."
+def check_rows(logits, ids, weights, own=False):
+    "Raise ValueError unless ids and weights have one shape, where the logits are; `own`: a row for each of theirs."
     if ids.shape != weights.shape or ids.ndim != 2:
         raise ValueError("ids and weights must have one shape (rows, classes), "
                          f"got {tuple(ids.shape)} and {tuple(weights.shape)}")
     check_device(ids, logits, 'ids')
+    if own and ids.shape[0] != logits.shape[0]:
+        raise ValueError(f"own ids must have {logits.shape[0]} rows like the logits, got {ids.shape[0]}")

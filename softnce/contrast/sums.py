@@ -112,9 +112,9 @@ def class_sums(logits:Tensor,          # `(N, K)`
                scale:float=1.,         # 1/tau
               )->Tensor:               # `(N,)`
     "Log-sum-exps over classes minus the own score."
-    own = probs if probs is not None else weights
-    check_floats(logits, weights=own, offset=offset, own_offset=own_offset)
-    if probs is None: check_rows(logits, ids, weights)
+    check_floats(logits, weights=weights, share=share, probs=probs, offset=offset, own_offset=own_offset,
+                 log_eta=log_eta)
+    if probs is None: check_rows(logits, ids, weights, own=True)
     shapes = (1, logits.shape[1]), (len(exponents), logits.shape[1])
     if offset is not None and offset.shape not in shapes:
         raise ValueError(f"offset must have shape {shapes[0]} or {shapes[1]}, got {tuple(offset.shape)}")
@@ -249,9 +249,11 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
                 num_rows:int=None,      # rows at a time; None: as many as keep blocks of M x rows small
                )->Tensor:               # `(N,)`
     "Log-sum-exp over sparse candidates, without the own one, minus the own score."
-    check_floats(logits, weights=weights, own_weights=own_weights, share=share, own_share=own_share)
+    check_floats(logits, weights=weights, own_weights=own_weights, share=share, own_share=own_share, log_eta=log_eta)
     check_rows(logits, ids, weights)
-    check_rows(logits, own_ids, own_weights)
+    check_rows(logits, own_ids, own_weights, own=True)
+    if in_batch and ids.shape[0] < logits.shape[0]:
+        raise ValueError(f"ids must hold at least the {logits.shape[0]} own candidates, got {ids.shape[0]}")
     if not ids.shape[0]: return logits.to(in_full(logits.dtype)).sum(1)  # an empty batch
     return sparse_sums_op(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, float(scale), in_batch,
                           bool(one_weight), num_rows or 0)

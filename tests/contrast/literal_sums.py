@@ -1,5 +1,5 @@
-"""The sums as loops over rows, candidates and classes, on 0-d tensors: autograd through them is the gradient. Nothing here imports
-softnce.
+"""The sums as loops over rows, candidates and classes, on 0-d tensors: autograd through them is the gradient. Nothing
+here imports softnce.
 """
 import torch
 
