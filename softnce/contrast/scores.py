@@ -32,7 +32,7 @@ from ..candidates import (AllClasses, ClassCounts, DenseCandidates, Expectation,
                                 SparseCandidates, parts_of)
 from .expected_sums import expected_sums
 from .linear_sums import linear_sums
-from .layout import LOW, centred, in_full, masked, own_score
+from .layout import LOW, centred, in_full, masked, mean_score, own_score
 from .sums import class_sums, product_sums, sparse_sums
 from ..noise import noise_of
 from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of
@@ -220,7 +220,7 @@ def mixed_embeddings(scores, parts):
     if not terms: return rows, None
     table = sum(terms)[None]
     shift = (table @ parts.probs.T)[0] if parts.probs is not None else (parts.weights*table[0][parts.ids]).sum(1)
-    return rows, shift if parts.share is None else shift + parts.share*table.mean()
+    return rows, shift if parts.share is None else shift + parts.share*mean_score(table, 1)[0]
 
 def sum_linear(scores, candidates):
     "Candidates of any kind, from embeddings."
