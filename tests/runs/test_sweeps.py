@@ -1,5 +1,5 @@
 "softnce.runs.sweeps: grids, the runs behind a figure, and many runs with failures, sharing and stop signals."
-import os, re, subprocess, time
+import re, subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,9 +9,9 @@ from small_experiments import COMMAND, REPO, START, notebook, wait_for
 
 import softnce.runs.sweeps as sweeps
 from softnce.runs.execute import RunFailed, run_experiment
-from softnce.runs.experiment import UsageError, resolve, run_id
-from softnce.runs.locks import lock
-from softnce.runs.sweeps import Plan, grid, needs, run_all, run_dir, runs_root, status
+from softnce.runs.experiment import resolve, run_id
+from softnce.runs.sweeps import Plan, grid, needs, run_all, run_dir, runs_root
+from softnce.runs.values import UsageError
 
 SQUARE = ["with open(log, 'a') as f: f.write(f'{x}\\n')\nif x < 0: raise ValueError(f'x is {x}')\n"
           "run.save_metrics({'square': x*x})"]
@@ -182,44 +182,6 @@ def test_processes_are_gpus(tmp_path):
     targets = {'a': {'notebook': path, 'parameters': {'processes': 8}}, 'b': {'notebook': path}}
     plan = Plan({'targets': targets, 'resources': {'n': {'gpu': 1}}})
     assert [plan.resource('gpu', 0)(wildcards(key)) for key, in plan.targets.values()] == [8, 1]
-
-
-def test_status(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    path = square(tmp_path)
-    (tmp_path/'plan.yaml').write_text("targets:\n  a: {notebook: square.ipynb, parameters: {x: 3, log: ''}}\n"
-                                      "  b: {notebook: square.ipynb, parameters: {x: 2}}\n")
-    with pytest.raises(RunFailed): run_all(path, grid(x=[2, -1]), 'runs')
-    stopped, killed, running = [tmp_path/'runs'/'square'/(i*8) for i in '123']
-    logs = {stopped: '[2026-01-01 00:00:00] run square 1: 3 cells, in x\n'
-                     '[2026-01-01 00:00:10] run square 1: stopped and unfinished\n'
-                     '[2026-01-01 00:10:00] run square 1: 3 cells, resuming in x\n'
-                     '[2026-01-01 01:10:05] run square 1: stopped and unfinished\n',
-            killed: '[2026-01-01 00:00:00] run square 2: 3 cells, in x\n',
-            running: time.strftime('[%F %T] run square 3: 3 cells, in x\n')}
-    for folder, text in logs.items():
-        folder.mkdir()
-        (folder/'log.txt').write_text(text)
-        (folder/'params.yaml').write_text('x: 1\n')
-    (stopped/'history.csv').write_text('seed,epoch,loss\n0,1,.5\n0,2,.123456\n')
-    with lock(running): df, failures = status('runs', 'plan.yaml')
-    by = df.set_index('id')
-    id = lambda x, log=str(tmp_path/'log'): run_id('square', {'x': x, 'log': log})
-    want = {id(2.): 'done', id(-1.): 'failed', '1'*8: 'stopped', '2'*8: 'killed', '3'*8: 'running',
-            id(3., ''): 'missing'}
-    assert by['state'].to_dict() == want
-    assert by['seconds']['1'*8] == 10+3605 and by['last']['1'*8] == 'seed=0 epoch=2 loss=0.1235'
-    assert f'process {os.getpid()} on' in by['note']['3'*8]
-    failed, = failures
-    assert want[failed] == 'failed' and by['note'][failed] == 'square.ipynb, cell 3 of 3: ValueError: x is -1.0'
-    assert failures[failed].endswith('ValueError: x is -1.0')
-    sweeps.show_status('runs', 'plan.yaml', False)
-    out = capsys.readouterr().out
-    assert '6 runs: ' in out and '1 missing' in out and '1:00:15' in out
-    assert 'softnce status --errors shows the tracebacks' in out
-    sweeps.show_status('runs', None, True)
-    assert capsys.readouterr().out.endswith('ValueError: x is -1.0\n')
-    with pytest.raises(UsageError, match="there is no run in 'nowhere'"): status('nowhere')
 
 
 # ---- Slurm, as its programs answer
