@@ -222,7 +222,8 @@ def _shares(versions):
     "Each version and how many runs it made, the rarest with their names."
     ordered = sorted(versions.items(), key=lambda o: -len(o[1]))
     few = ' '.join(sorted(ordered[-1][1])[:5])
-    return ', '.join(f'{version}: {len(ids)} runs' for version, ids in ordered[:-1])+f', {ordered[-1][0]}: {few}'
+    others = [f"{version}: {len(ids)} run{'s' if len(ids) > 1 else ''}" for version, ids in ordered[:-1]]
+    return ', '.join([*others, f'{ordered[-1][0]}: {few}'])
 
 def maker(run:Run)->str: # 8 hexadecimal digits; '' where nothing is known
     "A short name of the code and the data that made a run."

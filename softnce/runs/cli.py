@@ -31,6 +31,7 @@ from .locks import RunLocked
 from .progress import clean, show_status, watch_status
 from .report import collect, command_output, compare, short_table
 from .run import short_path, write_atomically
+from .sweeps import check_needs
 from .values import UsageError, parse_overrides
 
 # %% ../../nbs/runs/cli.ipynb #5c6b899b
@@ -126,6 +127,7 @@ def _add_run(app):
             dry_run:Annotated[bool, look]=False):
         with exit_codes(), _requeue_when_stopped(requeue):
             given = parse_overrides(p, find_experiment(name).parameters)
+            check_needs(name, given, out)
             run_experiment(name, given, out, wait, restart, dry_run)
 
 # %% ../../nbs/runs/cli.ipynb #0392b441

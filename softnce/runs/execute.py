@@ -126,6 +126,8 @@ class RunFailed(RuntimeError):
 # %% ../../nbs/runs/execute.ipynb #6c0f3101
 DISK_FULL = errno.ENOSPC, errno.EDQUOT # no space, and no quota
 
+_FULL = *(os.strerror(n) for n in DISK_FULL), 'file write failed', 'unexpected pos' # the last two: torch.save
+
 def disk_full(path)->str:
     "What to do about a full disk."
     return (f'No space is left for {short_path(path)}: free some, or give another folder with --out. '
@@ -146,7 +148,7 @@ class _Progress:
             self.number += 1
     def error(self, why, trace, folder):
         source = '\n'.join('    '+line for line in self.cell.source.splitlines())
-        hint = f'\n\n{disk_full(folder)}' if any(os.strerror(n) in why for n in DISK_FULL) else ''
+        hint = f'\n\n{disk_full(folder)}' if any(words in why for words in _FULL) else ''
         where = f'{self.name}, cell {self.number} of {self.total}'
         return RunFailed(_without_colours(f'{where}: {why}{hint}\n\n{source}\n\n{trace}'))
 

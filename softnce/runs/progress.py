@@ -29,7 +29,7 @@ import re, shutil, sys, time
 from pathlib import Path
 from .locks import RunLocked, lock, lock_owner
 from .report import find_run_dirs
-from .run import Run, short_path
+from .run import Run
 from .sweeps import Plan
 from .values import UsageError, read_yaml
 

@@ -138,6 +138,12 @@ def needs(name,                 # the experiment of a figure: its name, a path t
 
 def _is_list_of_dicts(value): return isinstance(value, list) and all(isinstance(s, dict) for s in value)
 
+# %% ../../nbs/runs/sweeps.ipynb #0f77a4bd
+def check_needs(name, parameters:dict, out_dir=None):
+    "UsageError for the first run behind a figure that cannot be made; nothing where the figure is finished."
+    if Run(run_dir(name, parameters, out_dir)).finished: return
+    for experiment, settings in needs(name, parameters).items(): _check_all(experiment, settings, runs_root(out_dir))
+
 # %% ../../nbs/runs/sweeps.ipynb #98e15e0c
 class Planned(NamedTuple):
     "A run that a plan holds."

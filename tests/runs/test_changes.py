@@ -148,7 +148,7 @@ def test_a_run_that_other_code_resumed(tmp_path):
     assert with_earlier(run, a) == a and with_earlier(run, b) == {**b, 'earlier': [a]}
     (run.dir/'env.json').write_text(json.dumps(with_earlier(run, b)))
     assert made_by(run) == [a, b] and with_earlier(run, a)['earlier'] == [b]
-    assert mixed([run]) == {'n': 'the notebook in 2 versions (a: 1 runs, b: a)'}
+    assert mixed([run]) == {'n': 'the notebook in 2 versions (a: 1 run, b: a)'}
 
 
 def test_it_is_kept_by_the_runner(tmp_path, monkeypatch):
