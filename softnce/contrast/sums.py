@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import (LOW, by_class, centred, empty_gradient, in_full, masked, mean_score, own_score, partners,
-                                     row_blocks, with_mean, without_mean)
+from .layout import (LOW, by_class, centred, empty_gradient, in_full, masked, mean_score, own_score,
+                                     partners, row_blocks, with_mean, without_mean)
 from .operators import (callable_sum, check_floats, check_rows, differentiable, namespace, part,
                                         recorded, triton_for, weighted)
 
