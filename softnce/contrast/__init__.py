@@ -9,5 +9,5 @@ __all__ = []
 from softnce import _lazy
 
 # %% ../../nbs/contrast/index.ipynb #6bbe811c
-globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.contrast", "scores", "sums", "expected_sums", "layout")  # triton_sums needs Triton
+globals().pop("__all__", None)  # the names are those of the modules, but of triton_sums, which needs Triton
+__getattr__, __dir__ = _lazy("softnce.contrast", "scores", "sums", "expected_sums", "layout")
