@@ -85,7 +85,8 @@ class Expectation(NamedTuple):
     "Infinitely many noise targets: log-sum-exps over classes, weighted by the noise distribution."
     own:Parts
     exponents:list   # of each sum
-    noise_probs:Tensor # `(K,)`
+    noise_probs:Tensor # `(K,)` law of the noise labels
+    as_scored:bool = True # it is the noise distribution of the scores
 
 class NoiseLabels(NamedTuple):
     "Hard noise labels beside any own target: the mean over the draw of the own label."
@@ -157,7 +158,8 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
                        ):
     "NoiseLabels of a batch, or the Expectation of infinitely many. Pushes as `gather_candidates`. Raises ValueError."
     if isinstance(noise_samples, ClosedForm):
-        return Expectation(parts_of(targets), [1.], label_law(noise_probs, noise_samples.epsilon))
+        law = label_law(noise_probs, noise_samples.epsilon)
+        return Expectation(parts_of(targets), [1.], law, as_scored=law is noise_probs)
     source, given = source_and_given(noise_samples)
     def labels(rows): return sample_labels(checked_noise(rows, noise_probs), generator)
     own = [labels(source.own(targets))] if source.in_batch else []

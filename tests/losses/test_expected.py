@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import oracles as o
-from softnce.contrast.sums import set_backend
+from softnce.contrast import set_backend
 from softnce.distributed import micro_batch_noise
 from softnce.losses import (ExpectedInfoNCE, InfoNCE, expected_info_nce, info_nce, linear_expected_info_nce,
                             sample_labels, soft_distribution_info_nce, soft_target_cross_entropy)
@@ -346,7 +346,7 @@ def test_nothing_of_size_k_but_the_head():
 
 # ---------------------------------------------------------------- the optimum
 def population(s, mu, law, size):
-    "The mean of the package's loss over every tuple of `size` noise labels from `law`, for a row with mean target `mu`."
+    "The mean of the loss over every tuple of `size` noise labels from `law`, for a row with mean target `mu`."
     total = 0.
     for y in itertools.product(range(len(law)), repeat=size):
         source = Fresh(size)
@@ -476,7 +476,7 @@ def labels_of(parts, kind):
 
 
 def of_rank(rank, parts, kind, name):
-    "Sum of a rank's losses and its gradient, summed over the ranks; `labels`: two rows at a time, labels drawn beforehand."
+    "Sum of a rank's losses and its gradient, over the ranks; `labels`: two rows at a time, labels drawn beforehand."
     import torch.distributed as dist
     x, w, targets = batch()
     rows, w = slice(sum(parts[:rank]), sum(parts[:rank+1])), w.requires_grad_()
