@@ -5,8 +5,9 @@ import torch.autograd.forward_ad as fwd
 
 import literal_sums as o
 from literal_sums import F64, INF
-from softnce.contrast.sums import (class_sums, class_sums_reference, product_sums, product_sums_reference, set_backend,
-                                   sparse_sums, sparse_sums_reference)
+from softnce.contrast import set_backend
+from softnce.contrast.sums import (class_sums, class_sums_reference, product_sums, product_sums_reference, sparse_sums,
+                                   sparse_sums_reference)
 
 BACKENDS = 'torch', 'reference'
 
@@ -410,14 +411,14 @@ def test_references_have_the_order_of_the_arguments():
 
 
 def test_set_backend_is_for_one_block():
-    from softnce.contrast import sums
+    from softnce.contrast import operators
     with set_backend('reference'):
         with pytest.raises(ValueError, match="backend must be None, 'torch', 'triton' or 'reference', got 'cuda'"):
             set_backend('cuda')
-        assert sums._backend.get() == 'reference'
-        with set_backend(None): assert sums._backend.get() is None
-        assert sums._backend.get() == 'reference'
-    assert sums._backend.get() is None
+        assert operators._backend.get() == 'reference'
+        with set_backend(None): assert operators._backend.get() is None
+        assert operators._backend.get() == 'reference'
+    assert operators._backend.get() is None
 
 
 @pytest.mark.parametrize('call, message', [
