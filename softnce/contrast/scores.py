@@ -186,6 +186,7 @@ def sum_sparse(scores, candidates):
                                      scale=scores.scale, num_rows=scores.num_rows)
     if own.probs is None:
         return beside_own(sparse_sums(x, rows.ids, rows.weights, own.ids, own.weights, own_share=own.share, **options))
+    x = full_precision(x)  # two gradients that nearly cancel are added: they must not be rounded before
     nothing = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device)
     alone = sparse_sums(x, rows.ids, rows.weights, nothing, nothing.to(rows.weights), **options)
     return beside_own(alone - masked(own_score(centred(x, scores.log_eta, scores.scale), *own)))
@@ -194,6 +195,7 @@ def sum_dense(scores, candidates):
     "Dense candidates: a matrix product."
     own, probs, in_batch = candidates
     x, scale, log_eta, num_rows = scores
+    if not in_batch: x = full_precision(x)  # as above
     rows = product_sums(x, probs, log_eta=log_eta, scale=scale, in_batch=in_batch, linear=False, num_rows=num_rows)
     return beside_own(rows if in_batch else rows - masked(own_score(centred(x, log_eta, scale), *own)))
 

@@ -5,7 +5,7 @@ import torch.autograd.forward_ad as fwd
 
 import literal_sums as o
 from literal_sums import F64, INF
-from softnce.contrast.operators import set_backend
+from softnce.contrast import set_backend
 from softnce.contrast.sums import (class_sums, class_sums_reference, product_sums, product_sums_reference, sparse_sums,
                                    sparse_sums_reference)
 
