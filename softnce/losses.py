@@ -14,8 +14,8 @@ With logits l `(N, K)`, targets alpha (class ids, probabilities or SparseTargets
     noise contrastive      log sum_m exp <alpha_m, s> - <alpha, s>       info_nce, soft_target_info_nce, ...
     its mean over labels   sum_k alpha_k [log(exp s_k + Z) - s_k]        expected_info_nce, Z over noise labels
 
-A loss is three steps: targets are checked (`softnce.targets`), candidates gathered (`softnce.candidates`), and their sum
-taken (`softnce.contrast`). Modules hold the constants and read the probabilities: `loss.probs(logits, epsilon)`.
+A loss is three steps: targets are checked (`softnce.targets`), candidates gathered (`softnce.candidates`), and their
+sum taken (`softnce.contrast`). Modules hold the constants and read the probabilities: `loss.probs(logits, epsilon)`.
 
 >>> import torch
 >>> from softnce import SoftTargetInfoNCE, mix, one_hot, smooth
@@ -71,7 +71,8 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
     return reduce(contrast(scores, AllClasses(parts_of(targets))), reduction)
 
 # %% ../nbs/losses/losses.ipynb #c6cc850a
-def contrast_candidates(logits, targets, noise_probs, temperature, noise_samples, reduction, only_labels=False, num_rows=None):
+def contrast_candidates(logits, targets, noise_probs, temperature, noise_samples, reduction, only_labels=False,
+                        num_rows=None):
     "The way through a noise contrastive loss: check, gather candidates, sum."
     check_logits(logits)
     eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
@@ -101,7 +102,7 @@ def soft_target_info_nce(logits:Tensor,           # `(N, K)`
                         )->Tensor:                # a scalar, or `(N,)` for 'none'
     """Soft target InfoNCE, Eq. (11). Raises ValueError naming the argument.
 
-    A number added to a row of logits changes nothing. A class score of -inf costs nothing where no target has mass on it.
+    A number added to a row of logits changes nothing. A class score of -inf costs nothing where no target has mass.
     Value and gradient of a row keep their relative accuracy where it is nearly sure of its target."""
     if chunk_size is not None: check_integer(chunk_size, 'chunk_size')
     return contrast_candidates(logits, targets, noise_probs, temperature, noise_samples, reduction, num_rows=chunk_size)
@@ -120,8 +121,10 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
     labels = sample_labels(check_targets(targets, *logits.shape, logits), generator)
     if isinstance(noise_samples, NoiseSource): noise_samples.check_sampled(targets)
     elif noise_samples is not None:
-        noise_samples = sample_labels(check_targets(noise_samples, None, logits.shape[1], logits, 'noise_samples'), generator)
-    return info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples, reduction=reduction)
+        checked = check_targets(noise_samples, None, logits.shape[1], logits, 'noise_samples')
+        noise_samples = sample_labels(checked, generator)
+    return info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples,
+                    reduction=reduction)
 
 # %% ../nbs/losses/losses.ipynb #8fb1d8a7
 def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
@@ -132,11 +135,11 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 temperature:float|Tensor=1., # tau > 0
                                 noise_samples:Targets|NoiseSource=None, # as for `soft_target_info_nce`
                                 reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                                sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor, as `nn.Embedding(sparse=True)`
+                                sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor
                                )->Tensor:                # a scalar, or `(N,)` for 'none'
     """Soft target InfoNCE, Eq. (11), of a linear head, without its logits.
 
-    With `sparse_grad` the cost does not depend on the number of classes; it is refused where the gradient would be dense.
+    With `sparse_grad` the cost does not depend on the number of classes; refused where the gradient would be dense.
     Raises ValueError naming the argument."""
     check_temperature(temperature)
     z, W, b = linear_inputs(embeddings, weight, bias)
@@ -151,7 +154,8 @@ def linear_inputs(embeddings, weight, bias):
     "Embeddings, weight and bias in full precision, their shapes checked."
     check_logits(embeddings, 'embeddings')
     if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != embeddings.shape[1]:
-        raise ValueError(f"weight must have shape (K, {embeddings.shape[1]}) like the embeddings, got {kind_of(weight)}")
+        raise ValueError(f"weight must have shape (K, {embeddings.shape[1]}) like the embeddings, "
+                         f"got {kind_of(weight)}")
     if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {kind_of(bias)}")
     dtype = torch.promote_types(full_precision(embeddings).dtype, full_precision(weight).dtype)
@@ -170,7 +174,8 @@ def reduced_linear(scores, candidates, reduction):
 def check_sparse_gradient(candidates):
     "Raise ValueError where some candidate has mass on all classes, and with it the gradient by the weight."
     groups = [candidates.own]
-    if not isinstance(candidates, NoiseLabels): groups.append(getattr(candidates, 'rows', None))  # noise labels are sparse
+    # noise labels are sparse
+    if not isinstance(candidates, NoiseLabels): groups.append(getattr(candidates, 'rows', None))
     if any(g is None or g.probs is not None or g.share is not None for g in groups):
         raise ValueError("sparse_grad needs SparseTargets or class ids of one epsilon, and candidates of that kind: "
                          "with these the gradient by the weight is dense")
@@ -240,9 +245,9 @@ import warnings
 
 from torch import nn
 
-from .contrast.scores import check_temperature, noise_scores
+from .contrast.scores import noise_scores
 from .noise import ClosedForm, Fresh
-from .targets import SparseTargets, check_fraction, check_simplex, checks_values, kind_of, sum_tolerance
+from .targets import SparseTargets, check_fraction, check_simplex, checks_values, sum_tolerance
 
 # %% ../nbs/losses/modules.ipynb #ee5f8242
 def unsmooth(probs, epsilon):

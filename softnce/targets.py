@@ -175,8 +175,8 @@ def per_row_epsilon(targets):
 class SparseTargets:
     """Soft targets with `S` classes a row above a uniform background.
 
-    A row is `(1-epsilon) * weights` at `indices`, plus `epsilon/K` everywhere. Raises ValueError where shapes differ, ids
-    are outside `[0, K)`, weights are not a distribution in each row, or epsilon is outside [0, 1].
+    A row is `(1-epsilon) * weights` at `indices`, plus `epsilon/K` everywhere. Raises ValueError where shapes differ,
+    ids are outside `[0, K)`, weights are not a distribution in each row, or epsilon is outside [0, 1].
     """
     indices:Tensor               # `(M, S)` class ids; a class may appear twice, its weights add up
     weights:Tensor               # `(M, S)`, rows sum to 1
@@ -255,7 +255,7 @@ class SparseTargets:
         return self.weights.requires_grad or isinstance(self.epsilon, Tensor) and self.epsilon.requires_grad
     @property
     def one_weight(self)->bool:
-        "Whether all rows are known to have the same weights: from one number, by their stride, or on the CPU by looking."
+        "Whether all rows are known to have the same weights: by their stride, or on the CPU by looking."
         w = self.weights
         if w.shape[1] == 1 or w.stride(0) == 0: return True
         return not w.is_cuda and has_values(w) and bool((w == w[:1]).all())  # on a card a look would wait for it
@@ -322,12 +322,13 @@ def join_sparse(batches):
     weights = [padded(b.weights) for b in batches]
     eps = [b.epsilon for b in batches]
     if all(isinstance(e, (int, float)) and e == eps[0] for e in eps): eps = eps[0]
-    else: eps = torch.cat([torch.as_tensor(e, dtype=w.dtype, device=w.device).expand(len(w)) for e, w in zip(eps, weights)])
-    return SparseTargets(torch.cat([padded(b.indices) for b in batches]), torch.cat(weights), eps, classes.pop(), validate=False)
+    else: eps = torch.cat([torch.as_tensor(e).to(w).expand(len(w)) for e, w in zip(eps, weights)])
+    indices = torch.cat([padded(b.indices) for b in batches])
+    return SparseTargets(indices, torch.cat(weights), eps, classes.pop(), validate=False)
 
 # %% ../nbs/losses/targets.ipynb #2197ac00
 def smooth(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTargets`
-           epsilon:float|Tensor,    # weight of the background, in [0, 1]; for SparseTargets also one value per row `(N,)`
+           epsilon:float|Tensor,    # weight of the background, in [0, 1]: a number or `(N,)`
            background:Tensor=None,  # `(K,)` distribution xi; None: uniform, 1/K
           )->Targets:               # smoothed targets of the same kind
     "Mix every target with the same background, Eq. (2) and Eq. (13). Raises ValueError outside the simplex."
@@ -351,7 +352,7 @@ def mix(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTarge
         lam:float|Tensor,        # weight of the row itself in [0, 1]: a number or `(N,)`
         permutation:Tensor=None, # `(N,)` partner of each row; None: the reversed batch
        )->Targets:               # mixed targets of the same kind
-    "Targets of MixUp and CutMix: `lam` times a row plus `1-lam` times its partner's. Raises ValueError naming the argument."
+    "Targets of MixUp and CutMix: `lam` times a row plus `1-lam` times its partner's. Raises ValueError."
     if not isinstance(targets, SparseTargets): check_simplex(targets, 'targets')
     n = targets.shape[0]
     check_fraction(lam, 'lam', rows=n)
@@ -366,8 +367,9 @@ def mix(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTarge
 # %% ../nbs/losses/targets.ipynb #a62b58b4
 def mix_sparse(targets, lam, permutation):
     "`mix` for SparseTargets: a row's classes beside its partner's."
-    if per_row_epsilon(targets): raise ValueError("targets must have one epsilon to be mixed, got one per row: use .dense()")
-    shared = targets.one_weight and lam.shape[0] == 1  # then the mixture is one row of weights, and says so by its stride
+    if per_row_epsilon(targets):
+        raise ValueError("targets must have one epsilon to be mixed, got one per row: use .dense()")
+    shared = targets.one_weight and lam.shape[0] == 1  # then the mixture has one row of weights, which its stride says
     mine, other = (targets.weights[:1],)*2 if shared else (targets.weights, targets.weights[permutation])
     weights = torch.cat([lam*mine, (1-lam)*other], 1).expand(len(targets), -1)
     indices = torch.cat([targets.indices, targets.indices[permutation]], 1)
@@ -399,7 +401,8 @@ def check_targets(targets, num_rows, num_classes, like, name='targets', only_lab
     `num_rows` None: any number of rows; `only_labels`: class ids or nothing. Raises ValueError naming the argument."""
     if only_labels: check_labels(targets, num_classes, name)
     elif not isinstance(targets, (Tensor, SparseTargets)):
-        raise ValueError(f"{name} must be class ids (N,), probabilities (N, K) or SparseTargets, got {type(targets).__name__}")
+        raise ValueError(f"{name} must be class ids (N,), probabilities (N, K) or SparseTargets, "
+                         f"got {type(targets).__name__}")
     check_device(targets, like, name)
     if only_labels: pass
     elif isinstance(targets, Tensor) and targets.ndim == 1: check_labels(targets, num_classes, name)
@@ -418,7 +421,8 @@ def check_targets(targets, num_rows, num_classes, like, name='targets', only_lab
 
 def check_device(value, like, name):
     "Raise ValueError unless a tensor or SparseTargets is where the logits are."
-    if value.device != like.device: raise ValueError(f"{name} must be on {like.device} like the logits, got {value.device}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} like the logits, got {value.device}")
 
 def rescaled(targets):
     "Rows that sum to one in full precision, from such that were rounded to 16 bits."

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import FAR, LOW, centred, masked, row_blocks
-from .sums import (NAMESPACE, callable_sum, check_floats, check_rows, class_block,
-                                   class_sums_reference, keeps_graph, recorded, subtract_own)
+from .operators import callable_sum, check_floats, check_rows, keeps_graph, namespace, recorded
+from .sums import class_block, class_sums_reference, subtract_own
 
 # %% ../../nbs/contrast/linear_sums.ipynb #079b923d
 def linear_sums_reference(embeddings, weight, bias=None, ids=None, weights=None, share=None, probs=None, log_eta=None,
@@ -155,7 +155,7 @@ def linear_sums_op(embeddings:Tensor, weight:Tensor, bias:Tensor|None, ids:Tenso
                                     row_weight, now)
     return total if row_weight is None else row_weight @ total, *gradients
 
-@torch.library.custom_op(f"{NAMESPACE}::linear_sums_backward", mutates_args=())
+@torch.library.custom_op(f"{namespace(__name__)}::linear_sums_backward", mutates_args=())
 def linear_backward(g:Tensor, embeddings:Tensor, weight:Tensor, bias:Tensor|None, ids:Tensor|None,
                     weights:Tensor|None, share:Tensor|None, probs:Tensor|None, log_eta:Tensor|None,
                     offset:Tensor|None, exponents:list[float], needs:int)->tuple[Tensor, Tensor, Tensor]:

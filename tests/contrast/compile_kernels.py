@@ -3,7 +3,8 @@
     python tests/contrast/compile_kernels.py 90 [all]
 
 The launchers run with CPU tensors and a driver that only names a card: each launch is compiled with the types and
-alignments of its real arguments, and not run. One JSON object a launch: kernel, case, registers, bytes of spills and of shared memory.
+alignments of its real arguments, and not run. One JSON object a launch: kernel, case, registers, bytes of spills and of
+shared memory; and one a case, with all its launches, those of PyTorch too.
 """
 import json
 import re
@@ -12,7 +13,6 @@ import sys
 import tempfile
 
 import torch
-import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import oracles as o
-from softnce.contrast.sums import set_backend
+from softnce.contrast import set_backend
 from softnce.distributed import micro_batch_noise
 from softnce.losses import (ExpectedInfoNCE, InfoNCE, expected_info_nce, info_nce, linear_expected_info_nce,
                             sample_labels, soft_distribution_info_nce, soft_target_cross_entropy, soft_target_info_nce)

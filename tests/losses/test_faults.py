@@ -14,7 +14,7 @@ import softnce
 from softnce import (NLL, ClosedForm, Fresh, InBatch, InfoNCE, Queue, SoftTargetCrossEntropy, SoftTargetInfoNCE,
                      SparseTargets, info_nce, linear_soft_target_info_nce, mix, nll, one_hot, set_value_checks, smooth,
                      soft_distribution_info_nce, soft_target_cross_entropy, soft_target_info_nce)
-from softnce.contrast.sums import set_backend
+from softnce.contrast import set_backend
 
 INF = float('inf')
 BACKENDS = ['torch', 'reference', None]
@@ -359,19 +359,19 @@ def test_a_temperature_that_is_a_tensor(parameter):
 
 # ---------------------------------------------------------------- settings of a thread
 def test_settings_belong_to_a_thread():
-    from softnce.contrast import sums
+    from softnce.contrast import operators
     from softnce.targets import _value_checks
     seen, meet = {}, threading.Barrier(2)
     def work(name, enabled, backend):
         with set_value_checks(enabled), set_backend(backend):
             meet.wait()
-            seen[name] = _value_checks.get(), sums._backend.get()
+            seen[name] = _value_checks.get(), operators._backend.get()
             meet.wait()
     threads = [threading.Thread(target=work, args=a) for a in (('a', False, 'torch'), ('b', True, 'reference'))]
     for t in threads: t.start()
     for t in threads: t.join()
     assert seen == {'a': (False, 'torch'), 'b': (True, 'reference')}
-    assert _value_checks.get() and sums._backend.get() is None
+    assert _value_checks.get() and operators._backend.get() is None
 
 
 def test_names_and_representations():

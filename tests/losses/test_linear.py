@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracles as o
 from softnce.contrast import linear_sums as sums
-from softnce.contrast.sums import set_backend
+from softnce.contrast import set_backend
 from softnce.losses import (expected_info_nce, linear_expected_info_nce, linear_soft_target_cross_entropy,
                             linear_soft_target_info_nce, soft_target_info_nce)
 from softnce.noise import ClosedForm
