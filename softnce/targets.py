@@ -196,6 +196,26 @@ class SparseTargets:
         if validate: check_labels(labels, num_classes)
         one = torch.ones(1, 1, dtype=dtype, device=labels.device)
         return cls(labels[:, None], one.expand(labels.shape[0], 1), 0., num_classes, validate=False)
+    @classmethod
+    def from_log_probs(cls, ids:Tensor,        # `(M, S)` a teacher's most probable classes, each once a row
+                       log_probs:Tensor,       # `(M, S)` their log probabilities among all classes; -inf: an empty slot
+                       num_classes:int,        # `K`
+                       rest:str='uniform'):    # 'uniform': over the other classes; 'renormalise': left out
+        "The top of a teacher's distribution, and what is left of its mass. Raises ValueError naming the argument."
+        check_top(ids, log_probs, num_classes, rest)
+        dtype = torch.promote_types(log_probs.dtype, torch.float32)
+        if rest == 'renormalise': weights, eps = log_probs.double().softmax(1), None
+        else: weights, eps = above_rest(log_probs, num_classes)
+        return cls(ids, weights.to(dtype), 0. if eps is None else eps.to(dtype), num_classes, validate=False)
+    @classmethod
+    def from_counts(cls, counts:Tensor): # `(M, K)` votes of each row for each class, of any number type
+        "Shares of votes, as many slots as the row with most classes has. Raises ValueError naming the argument."
+        check_counts(counts)
+        num_slots = max(int((counts > 0).sum(1).max()), 1) if len(counts) else 1
+        votes, ids = counts.double().topk(num_slots)
+        dtype = torch.promote_types(counts.dtype, torch.get_default_dtype()) if counts.is_floating_point() else None
+        weights = (votes/votes.sum(1, keepdim=True)).to(dtype or torch.get_default_dtype())
+        return cls(ids, weights, 0., counts.shape[1], validate=False)
     @staticmethod
     def cat(batches:list)->'SparseTargets': # of SparseTargets over the same classes
         "Join the rows of several batches; rows keep their epsilon. Raises ValueError if `num_classes` differ."
@@ -242,6 +262,56 @@ class SparseTargets:
         return not w.is_cuda and has_values(w) and bool((w == w[:1]).all())  # on a card a look would wait for it
 
 Targets = Tensor|SparseTargets  # `(N,)` class ids, `(N, K)` probabilities, or SparseTargets
+
+# %% ../nbs/losses/targets.ipynb #ec877071
+def check_top(ids, log_probs, num_classes, rest):
+    "Raise ValueError naming the argument of `from_log_probs` that is wrong."
+    if rest not in ('uniform', 'renormalise'):
+        why = (": as one bucket it is spread as the model spreads it, and is no row of targets"
+               if rest == 'bucket' else "")
+        raise ValueError(f"rest must be 'uniform' or 'renormalise', got {rest!r}{why}")
+    check_integer(num_classes, 'num_classes')
+    check_tensor(ids, 'ids'); check_tensor(log_probs, 'log_probs')
+    if ids.ndim != 2 or not 1 <= ids.shape[1] <= num_classes:
+        raise ValueError(f"ids must have shape (M, S) with S from 1 to {num_classes}, got {tuple(ids.shape)}")
+    check_labels(ids.reshape(-1), num_classes, 'ids')
+    if log_probs.shape != ids.shape or not log_probs.is_floating_point():
+        raise ValueError(f"log_probs must be floats of shape {tuple(ids.shape)} like ids, got {kind_of(log_probs)}")
+    if log_probs.device != ids.device:
+        raise ValueError(f"log_probs must be on {ids.device} like ids, got {log_probs.device}")
+    if not checks_values(log_probs): return
+    ordered = ids.sort(1)[0]
+    if (ordered[:, 1:] == ordered[:, :-1]).any(): raise ValueError("ids must hold a class once a row")
+    mass = log_probs.double().exp().sum(1)
+    if not (mass > 0).all() or mass.max() > 1 + sum_tolerance(log_probs.dtype):
+        raise ValueError(f"log_probs must have a mass in (0, 1] in each row, got {mass.min():.6g} to {mass.max():.6g}")
+
+def above_rest(log_probs, num_classes):
+    "Weights and epsilon of rows whose other classes share the rest, in float64: there it keeps its digits."
+    x, listed = log_probs.double(), log_probs > -float('inf')
+    others = num_classes - listed.sum(1, keepdim=True)
+    rest = -x.logsumexp(1, keepdim=True).clamp(max=0).expm1()  # 1 - sum, of which nothing cancels
+    rest = torch.where(others > 0, rest, 0.)
+    share = rest/others.clamp(min=1)  # of each other class
+    above, slack = x.exp() - share*listed, .1 if log_probs.dtype.itemsize < 4 else 1e-3  # slack: rounding of log_probs
+    if checks_values(log_probs) and (above < -slack*share).any():
+        raise ValueError("ids must be the most probable classes for rest='uniform': some are less probable than the "
+                         f"mean of the others, by {-above.min():.3g}; add classes, or use rest='renormalise'")
+    above = above.clamp(min=0)
+    total = above.sum(1, keepdim=True)
+    weights = torch.where(total > 0, above/total.clamp(min=1e-300), listed/listed.sum(1, keepdim=True))
+    return weights, (share*num_classes)[:, 0].clamp(max=1)
+
+def check_counts(counts):
+    "Raise ValueError unless `counts` are numbers `(M, K)`, none negative, some positive in each row."
+    check_tensor(counts, 'counts')
+    if counts.ndim != 2 or not counts.shape[1] or counts.is_complex() or counts.dtype == torch.bool:
+        raise ValueError(f"counts must be numbers of shape (M, K), got {kind_of(counts)}")
+    if not checks_values(counts): return
+    if not counts.isfinite().all() or counts.min() < 0:
+        raise ValueError(f"counts must be finite and not negative, got {counts.min()} to {counts.max()}")
+    without = (counts.sum(1) == 0).nonzero()[:, 0].tolist()
+    if without: raise ValueError(f"counts must be positive for some class in each row, got none in rows {without[:10]}")
 
 # %% ../nbs/losses/targets.ipynb #2321797f
 def join_sparse(batches):
