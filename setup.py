@@ -19,12 +19,13 @@ extras["all"] = sorted({r for k, v in extras.items() if k != "dev" for r in v})
 
 
 class build_with_experiments(build_py):
-    "A wheel carries the experiments' notebooks, as softnce/experiments; an editable install reads them in nbs/."
+    "A wheel carries the experiments' notebooks beside their modules; an editable install reads them in nbs/."
     def run(self):
         super().run()
         if self.editable_mode: return
         dest = Path(self.build_lib)/cfg["lib_path"]/"experiments"
-        dest.mkdir(parents=True, exist_ok=True)  # beside the modules of the experiments
+        dest.mkdir(parents=True, exist_ok=True)  # where there are no modules of the experiments
+        for nb in dest.glob("*.ipynb"): nb.unlink()  # of an earlier build: the experiment may be gone; the modules stay
         for nb in sorted((root/cfg["nbs_path"]/"experiments").glob("*.ipynb")): shutil.copy(nb, dest)
 
 

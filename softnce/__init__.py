@@ -2,16 +2,16 @@
 
 Targets are soft where labels are smoothed, mixed (MixUp, CutMix), voted on by annotators or given by a teacher. The
 losses, cross-entropies and noise contrastive ones, take such rows as they are, at any number of classes; `probs` says
-how the logits are to be read afterwards.
+how the logits are to be read afterwards, or that they cannot be.
 
 >>> import torch
->>> from softnce import SoftTargetInfoNCE, mix, one_hot, smooth
+>>> from softnce import SoftTargetInfoNCE, one_hot, smooth
 >>> logits = torch.zeros(8, 10, requires_grad=True)  # any classifier's output
->>> targets = smooth(mix(one_hot(torch.arange(8), 10), lam=.7), epsilon=.1)  # MixUp, label smoothing
+>>> targets = smooth(one_hot(torch.arange(8), 10), epsilon=.1)  # label smoothing
 >>> loss = SoftTargetInfoNCE(noise_probs=torch.full((10,), .1))  # label frequencies
 >>> print(f"{loss(logits, targets):.4f}")  # equal scores: each row is one of eight, log 8
 2.0794
->>> loss.probs(logits, epsilon=.1).shape  # what the logits mean
+>>> loss.probs(logits, epsilon=.1, targets='labels').shape  # what the logits mean
 torch.Size([8, 10])
 """
 __version__ = "0.1.0"

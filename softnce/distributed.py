@@ -12,8 +12,8 @@ Candidates of a noise contrastive loss are targets, which carry no gradient. So 
 
     L = sum_r |B_r|/|B| L_r
 
-holds for values and gradients. `targets_of_ranks` gathers (the losses call it), `rank_weight` gives the factor of a rank's
-mean, and `micro_batch_noise` makes gradient accumulation exact.
+holds for values and gradients. `targets_of_ranks` gathers (the losses call it), `rank_weight` gives the factor of a
+rank's mean, and `micro_batch_noise` makes gradient accumulation exact.
 
 >>> import torch
 >>> from softnce.distributed import micro_batch_noise
@@ -35,7 +35,7 @@ from .targets import SparseTargets, Targets, per_row_epsilon
 
 # %% ../nbs/losses/distributed.ipynb #6f5c7ef8
 def columns(targets, num_slots=0):
-    "Targets as tensors with a row each: ids, probabilities, or ids and weights in `num_slots` slots (and a row's own epsilon)."
+    "Targets as tensors with a row each: ids, probabilities, or ids and weights in `num_slots` slots (and epsilon)."
     if isinstance(targets, Tensor): return [targets.int()[:, None] if targets.ndim == 1 else targets.detach()]
     pad = (0, max(num_slots - targets.indices.shape[1], 0))  # an empty slot is class 0 with weight 0
     parts = [F.pad(targets.indices.int(), pad)]
@@ -64,10 +64,12 @@ def all_gather(tensor):
     return parts
 
 def kind_and_form(targets):
-    "What must agree between ranks (sparse, epsilon per row, classes, bytes of a number), and what may differ: slots and epsilon."
-    if isinstance(targets, Tensor): return [0, 0, 0 if targets.ndim == 1 else targets.shape[1], targets.dtype.itemsize], [1, 0.]
+    "What must agree between ranks (sparse, epsilon per row, classes, bytes of a number); and slots and epsilon."
+    if isinstance(targets, Tensor):
+        return [0, 0, 0 if targets.ndim == 1 else targets.shape[1], targets.dtype.itemsize], [1, 0.]
     own = per_row_epsilon(targets)
-    return [1, own, targets.num_classes, targets.dtype.itemsize], [targets.indices.shape[1], 0. if own else float(targets.epsilon)]
+    form = [targets.indices.shape[1], 0. if own else float(targets.epsilon)]
+    return [1, own, targets.num_classes, targets.dtype.itemsize], form
 
 def agree(targets):
     "Of each rank: rows, slots and epsilon. Raises ValueError, on every rank, unless all hold targets of one kind."
@@ -76,13 +78,13 @@ def agree(targets):
     head = torch.tensor([targets.shape[0], *form, labels, *kind], dtype=torch.float64, device=targets.device)
     heads = torch.stack(all_gather(head)).tolist()
     if not all(h[3] for h in heads) and any(h[4:] != heads[0][4:] for h in heads):
-        raise ValueError("targets must be of one kind on all ranks, got (sparse, epsilon per row, classes, bytes of a number) "
-                         f"{[tuple(map(int, h[4:])) for h in heads]}")
+        raise ValueError("targets must be of one kind on all ranks, got (sparse, epsilon per row, classes, bytes of a "
+                         f"number) {[tuple(map(int, h[4:])) for h in heads]}")
     return [(int(n), int(num_slots), eps) for n, num_slots, eps, *_ in heads]
 
 # %% ../nbs/losses/distributed.ipynb #ee115aea
 def targets_of_ranks(targets:Targets, # of one kind on all ranks
-                     even:bool=False, # every rank holds as many rows, slots and the same epsilon: their exchange is left out
+                     even:bool=False, # every rank holds as many rows and slots, and one epsilon: not asked again
                     )->list:          # of the same kind, in the order of ranks; this rank's own as they are
     "The targets of each rank, without gradient. A collective call: every rank must make it."
     if world_size() == 1: return [targets]
@@ -119,13 +121,15 @@ class Step:
 
 # %% ../nbs/losses/distributed.ipynb #9069c465
 class MicroBatch(NoiseSource):
-    "Noise source of one micro-batch, made by `micro_batch_noise`: the step's other targets and the source's draw for the step."
+    "Noise source of one micro-batch, from `micro_batch_noise`: the step's other targets and the source's one draw."
     def __init__(self, step, rows): self.step, self.rows, self.in_batch = step, rows, step.source.in_batch
     def push(self, targets):
         n = self.rows.stop - self.rows.start
         if targets.shape[0] != n:
-            raise ValueError(f"noise_samples must be those of this micro-batch: made for {n} rows, got targets of {targets.shape[0]}")
+            raise ValueError(f"noise_samples must be those of this micro-batch: made for {n} rows, "
+                             f"got targets of {targets.shape[0]}")
         self.step.push()
+    def own(self, targets): return self.step.targets[self.rows]  # labels, where the step was made from labels
     def draw(self, noise_probs):
         others = [self.step.targets[:self.rows.start], self.step.targets[self.rows.stop:]] if self.in_batch else []
         return [t for t in others if len(t)] + [self.step.draw(noise_probs)]
@@ -133,17 +137,19 @@ class MicroBatch(NoiseSource):
         "Raise ValueError unless targets and given noise are class ids, drawn once for the step."
         for name, t in (('targets', targets), ('noise_samples', self.step.given)):
             if t is not None and len(t.shape) != 1:
-                raise ValueError(f"{name} must be class ids in a micro-batch, drawn for the whole step by sample_labels, "
-                                 f"got shape {tuple(t.shape)}")
+                raise ValueError(f"{name} must be class ids in a micro-batch, drawn for the whole step by "
+                                 f"sample_labels, got shape {tuple(t.shape)}")
     def __repr__(self):
         return f"MicroBatch({self.step.source}, rows {self.rows.start} to {self.rows.stop} of {len(self.step.targets)})"
 
 # %% ../nbs/losses/distributed.ipynb #5f0b1fe7
 def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches of one optimiser step, of one kind
                       noise_samples=None, # as for the losses
-                      even:bool=False,    # all ranks hold as many rows, slots and the same epsilon: their exchange is left out
+                      even:bool=False,    # all ranks hold as many rows and slots, and one epsilon: not asked again
                      )->list:             # a source per micro-batch, for this step only
-    """Noise sources with which the micro-batches of all ranks add up to the loss of the global batch. A collective call.
+    """Noise sources with which the micro-batches of all ranks add up to the loss of the global batch.
+
+    A collective call.
 
     Every rank must have a micro-batch. Raises ValueError where `step_targets` is empty or of several kinds."""
     kinds = {(type(t), t.shape[1:]) for t in step_targets}

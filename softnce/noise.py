@@ -10,8 +10,8 @@ __all__ = ['uniform_noise', 'empirical_noise', 'noise_of', 'ContinuousCategorica
 __doc__ = """Noise: the distribution that negatives come from, and the sources of noise targets.
 
 A noise contrastive loss learns the ratio p(k|x)/eta(k): `uniform_noise` and `empirical_noise` make eta. Where the noise
-targets of a call come from is a `NoiseSource`: the batch (`InBatch`, what None means), earlier batches too (`Queue`), draws
-from eta (`Fresh`), or the limit of infinitely many draws (`ClosedForm`).
+targets of a call come from is a `NoiseSource`: the batch (`InBatch`, what None means), earlier batches too (`Queue`),
+draws from eta (`Fresh`), or the limit of infinitely many draws (`ClosedForm`).
 
 >>> import torch
 >>> from softnce.noise import Fresh, Queue, empirical_noise
@@ -75,10 +75,12 @@ def noise_of(noise_probs:Tensor|None, # `(K,)`; None: uniform
             )->tuple:                 # eta `(K,)`, and its log, or None where it is uniform
     "The noise distribution in full precision, where the logits are. A constant log is None: every loss cancels it."
     dtype = torch.promote_types(like.dtype, torch.float32)
-    if noise_probs is None: return torch.full((1,), 1/num_classes, dtype=dtype, device=like.device).expand(num_classes), None
+    if noise_probs is None:
+        return torch.full((1,), 1/num_classes, dtype=dtype, device=like.device).expand(num_classes), None
     check_simplex(noise_probs, 'noise_probs', ndim=1)
     if noise_probs.shape[0] != num_classes:
-        raise ValueError(f"noise_probs must have shape ({num_classes},) like the logits' classes, got {tuple(noise_probs.shape)}")
+        raise ValueError(f"noise_probs must have shape ({num_classes},) like the logits' classes, "
+                         f"got {tuple(noise_probs.shape)}")
     eta = noise_probs.to(dtype=dtype, device=like.device)
     if noise_probs.dtype.itemsize < 4: eta = eta/eta.sum()  # rounded to 16 bits
     check_simplex(eta, 'noise_probs', ndim=1, positive=True)  # after the cast, in which small ones may become 0
@@ -86,7 +88,7 @@ def noise_of(noise_probs:Tensor|None, # `(K,)`; None: uniform
 
 # %% ../nbs/losses/noise.ipynb #2c38c8d0
 def _moments(x, num_terms):
-    "b_0, b_1, ... for the leading k of the `x >= 0` `(..., K)`, k = 1..K: a list of `(..., K)`; the last column is b_n."
+    "b_0, b_1, ... for the leading k of the `x >= 0` `(..., K)`, k = 1..K: a list of `(..., K)`; last column: b_n."
     K, b = x.shape[-1], [torch.ones_like(x)]
     for n in range(1, num_terms): b.append((x*b[-1]).cumsum(-1)/(n+K-1))
     return b
@@ -110,9 +112,9 @@ def _draw_exponents(b, num_samples):
 
 # %% ../nbs/losses/noise.ipynb #39e3c992
 class ContinuousCategorical(Distribution):
-    """The continuous categorical law on the simplex, Eq. (4), with density `prod_i probs_i**alpha_i / exp(log_normalizer)`.
+    """The continuous categorical law on the simplex, Eq. (4): density `prod_i probs_i**alpha_i / exp(log_normalizer)`.
 
-    Stable at equal parameters and for K to 1000; computed in float64. The density is with respect to the first K-1 coordinates.
+    Stable at equal parameters and for K to 1000; computed in float64. The density is one of the first K-1 coordinates.
     Raises ValueError unless every parameter is positive.
     """
     arg_constraints, support = {'probs': constraints.simplex}, constraints.simplex
@@ -158,6 +160,9 @@ class NoiseSource:
     local = True     # with a process group: this rank's rows and draws only
     def push(self, targets:Targets):
         "See a batch's targets `(N, K)` of all ranks: called before `draw`, where gradients are recorded."
+    def own(self, targets:Targets)->Targets:
+        "The batch's own rows as noise of each other."
+        return targets
     def check_sampled(self, targets:Targets):
         "Raise ValueError where labels must have been drawn from the targets before this call; here they need not be."
     def draw(self, noise_probs:Tensor, # `(K,)`
@@ -166,19 +171,19 @@ class NoiseSource:
         return None
 
 class InBatch(NoiseSource):
-    "Noise targets are the targets of the other rows of the batch (what `noise_samples=None` means), on all ranks unless `local`."
+    "Noise targets are those of the other rows (what `noise_samples=None` means), on all ranks unless `local`."
     in_batch = True
     def __init__(self, local:bool=False): self.local = local  # with a process group: this rank's rows only
     def __repr__(self): return f"InBatch(local={self.local})"
 
 # %% ../nbs/losses/noise.ipynb #ead0516e
 class Queue(nn.Module, NoiseSource):
-    "Noise targets are those of the other rows and of the last `size` rows before this batch. Raises ValueError for a bad size."
+    "Noise targets are those of the other rows and of the last `size` rows before. Raises ValueError for a bad size."
     in_batch, local = True, False
     def __init__(self, size:int): # rows kept from earlier calls, of all ranks
         super().__init__()
         check_integer(size, 'size')
-        self.size, self.targets, self.newest = size, None, 0  # the newest batch is the last `newest` rows of the targets
+        self.size, self.targets, self.newest = size, None, 0  # newest: rows of the last batch
         watch_optimizers()
     def push(self, targets:Targets):
         "Remember a batch's targets; the oldest leave. A batch that is called again in its step stays one batch."
@@ -207,7 +212,8 @@ def join(batches):
     batches = [matched(b) for b in batches]
     classes = {tuple(b.shape[1:]) for b in batches}
     if len(classes) > 1:
-        raise ValueError(f"noise_samples must be over the targets' classes, got shapes {[tuple(b.shape) for b in batches]}")
+        raise ValueError("noise_samples must be over the targets' classes, "
+                         f"got shapes {[tuple(b.shape) for b in batches]}")
     if all(isinstance(b, SparseTargets) for b in batches): return SparseTargets.cat(batches)
     return torch.cat([b.dense() if isinstance(b, SparseTargets) else b for b in batches])
 
@@ -215,12 +221,12 @@ def same_targets(a, b):
     "Whether two batches of targets are equal."
     if type(a) is not type(b) or a.shape != b.shape: return False
     if isinstance(a, Tensor): return torch.equal(a, b.to(a.device))
-    return a.indices.shape == b.indices.shape and torch.equal(a.indices, b.indices) and torch.equal(a.weights, b.weights)
+    return torch.equal(a.indices, b.indices) and torch.equal(a.weights, b.weights)
 
 def to_state(targets):
     "Targets as plain tensors, which `torch.load(weights_only=True)` reads."
     if not isinstance(targets, SparseTargets): return targets
-    return dict(indices=targets.indices, weights=targets.weights, epsilon=targets.epsilon, num_classes=targets.num_classes)
+    return {name: getattr(targets, name) for name in ('indices', 'weights', 'epsilon', 'num_classes')}
 
 def from_state(state): return SparseTargets(**state) if isinstance(state, dict) else state
 
@@ -228,7 +234,7 @@ def from_state(state): return SparseTargets(**state) if isinstance(state, dict) 
 _in_step = False  # inside `optimizer.step(closure)`
 
 def repeats():
-    "Whether this call may be one of several of a step: in a backward pass (recomputation), or in an optimiser's closure."
+    "Whether this call may be one of several of a step: in a backward pass (recomputation), or in a closure."
     return not torch.compiler.is_compiling() and (_in_step or torch._C._current_graph_task_id() != -1)
 
 @cache

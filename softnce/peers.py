@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from .candidates import parts_of
 from .contrast.layout import own_score
 from .contrast.scores import candidate_scores, check_logits, check_temperature, full_precision, noise_scores
-from .losses import NLL, SoftTargetInfoNCE, check_epsilon, reduce, soft_target_cross_entropy, unsmooth
+from .losses import (NLL, SoftTargetInfoNCE, check_epsilon, check_kind, reduce, soft_target_cross_entropy,
+                            unsmooth)
 from .noise import ContinuousCategorical
 from .targets import SparseTargets, check_fraction, check_simplex, check_targets, checks_values, per_row_epsilon
 
@@ -64,15 +65,16 @@ def continuous_categorical_nll(logits:Tensor,     # `(N, K)`, spanning less than
     Raises ValueError naming the argument."""
     law = continuous_categorical_law(logits, temperature)
     targets = check_targets(targets, *logits.shape, logits.double())
-    return reduce(law.log_normalizer - own_score(law.probs.log(), *parts_of(targets)), reduction).to(full_precision(logits).dtype)
+    rows = law.log_normalizer - own_score(law.probs.log(), *parts_of(targets))
+    return reduce(rows, reduction).to(full_precision(logits).dtype)
 
 # %% ../nbs/losses/peers.ipynb #babd426b
 class ContinuousCategoricalNLL(NLL):
     "Module of `continuous_categorical_nll`."
     loss = staticmethod(continuous_categorical_nll)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: the mean of the law, with the targets' smoothing by epsilon undone."
-        check_epsilon(epsilon)
+        check_epsilon(epsilon); check_kind(targets)
         mean = continuous_categorical_law(logits, self.temperature).mean
         return unsmooth(mean, epsilon).to(full_precision(logits).dtype)
 
@@ -91,9 +93,9 @@ def binary_cross_entropy(logits:Tensor,     # `(N, K)`
 class BinaryCrossEntropy(NLL):
     "Module of `binary_cross_entropy`."
     loss = staticmethod(binary_cross_entropy)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: sigmoids divided by their sum, with the targets' smoothing by epsilon undone."
-        check_epsilon(epsilon); check_logits(logits)
+        check_epsilon(epsilon); check_kind(targets); check_logits(logits)
         return unsmooth(F.logsigmoid(full_precision(logits)/self.temperature).softmax(-1), epsilon)
 
 # %% ../nbs/losses/peers.ipynb #d3eaeb4e
@@ -140,9 +142,9 @@ class LogitAdjustedCrossEntropy(NLL):
     def forward(self, logits, targets):
         return self.loss(logits, targets, class_probs=self.class_probs, strength=self.strength,
                          temperature=self.temperature, reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon=0., prior:Tensor=None)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., prior:Tensor=None, targets:str=None)->Tensor: # targets: as `NLL`
         "Posterior under `prior`; None: all classes equally frequent. `class_probs` gives the training set's `p(k|x)`."
-        check_epsilon(epsilon)
+        check_epsilon(epsilon); check_kind(targets)
         l, log_pi = adjusted_logits(logits, self.class_probs, self.strength, self.temperature)
         if prior is not None: check_class_probs(prior, len(log_pi), 'prior')
         log_prior = 0. if prior is None else prior.to(l).log()  # a uniform prior cancels in the softmax
@@ -152,7 +154,8 @@ class LogitAdjustedCrossEntropy(NLL):
 def target_similarity(targets, like):
     "Cosines of the targets of all pairs of rows, `(N, N)`; for class ids, of any range, 1 where they are equal."
     if isinstance(targets, SparseTargets) and targets.indices.shape[1] == 1 and not per_row_epsilon(targets):
-        if targets.epsilon == 0: return (targets.indices == targets.indices.T).to(like)
+        if targets.epsilon == 0: targets = targets.indices[:, 0]
+    if isinstance(targets, Tensor) and targets.ndim == 1: return (targets[:, None] == targets).to(like)
     unit = F.normalize((targets.dense() if isinstance(targets, SparseTargets) else targets).to(like), dim=1)
     # autocast would take the product in half precision
     with torch.autocast(like.device.type, enabled=False): return unit @ unit.T
@@ -210,8 +213,11 @@ class SoftInfoNCE(SoftTargetInfoNCE):
         super().__init__(noise_probs, temperature, reduction=reduction)
         self.strength, self.similarity_temperature = strength, similarity_temperature
     def forward(self, logits, targets):
-        return self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
-                         reduction=self.reduction, strength=self.strength, similarity_temperature=self.similarity_temperature)
+        loss = self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
+                         reduction=self.reduction, strength=self.strength,
+                         similarity_temperature=self.similarity_temperature)
+        self.look_at(targets)
+        return loss
 
 # %% ../nbs/losses/peers.ipynb #5e58200f
 def _similarity_weights(targets, embeddings, similarity_temperature):
@@ -299,7 +305,7 @@ class Distillation(NLL):
     def forward(self, logits, targets, teacher_logits):
         return self.loss(logits, targets, teacher_logits, temperature=self.temperature, hard_weight=self.hard_weight,
                          reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon=0.)->Tensor:
+    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: softmax at temperature one, with a smoothing by epsilon (of teacher and targets) undone."
-        check_epsilon(epsilon); check_logits(logits)
+        check_epsilon(epsilon); check_kind(targets); check_logits(logits)
         return unsmooth(full_precision(logits).softmax(-1), epsilon)

@@ -5,9 +5,23 @@
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/contrast/index.ipynb #87527b82
+__doc__ = """The sums: every loss is a log-sum-exp over candidates minus the own score; here is that sum.
+
+`scores` says what is compared and which sum serves which kind of candidates (`ROUTES`), `operators` makes a sum known
+to autograd and to `torch.compile`, `sums` and `expected_sums` are the sums in PyTorch, `triton_sums` for NVIDIA cards,
+and `layout` what they share.
+
+>>> import torch
+>>> from softnce.contrast import class_sums
+>>> class_sums(torch.zeros(1, 4), torch.tensor([[2]]), torch.ones(1, 1))  # cross-entropy: log 4
+tensor([1.3863])
+"""
+
 # %% ../../nbs/contrast/index.ipynb #65cd453f
 from softnce import _lazy
 
 # %% ../../nbs/contrast/index.ipynb #6bbe811c
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.contrast", "scores", "paths", "sums")
+__getattr__, __dir__ = _lazy(
+    "softnce.contrast", "scores", "operators", "sums", "expected_sums", "layout")  # not triton_sums: it needs Triton

@@ -11,6 +11,7 @@ __doc__ = """What the losses do, proved and checked in float64; the names of the
     gradients     who attracts and who repels: closed forms of Eqs. (19)-(25)
     information   what a loss says about mutual information: Eqs. (14)-(18), (32)-(53)
     identities    what the loss costs, what it learns, and the read-outs that follow
+    soft_labels   what it learns from votes, teachers and pairs
 
 >>> from softnce.theory import identities, smoothing_as_temperature
 >>> smoothing_as_temperature(.2)  # smoothing by .2 is a temperature of 1/(1-.2)
@@ -23,4 +24,4 @@ from softnce import _lazy
 # %% ../../nbs/theory/index.ipynb #8af2222c
 #| eval: false
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.theory", "gradients", "information", "identities")
+__getattr__, __dir__ = _lazy("softnce.theory", "gradients", "information", "identities", "soft_labels")

@@ -5,9 +5,27 @@
 # %% auto #0
 __all__ = []
 
+# %% ../../nbs/vision/index.ipynb #0acd2378
+__doc__ = """Data sets, batches, models and recipes for image classifiers.
+
+    files    what lies below a folder or in a zip file, and how a file becomes a picture
+    splits   images with their targets, in three disjoint parts
+    labels   the class and part of an image, from the names of its folders or from a table
+    images   the data sets, each read into three parts
+    batches  augmented and mixed batches, each a function of seed, epoch and number
+    models   bodies of timm's with the paper's head
+    recipes  the settings of a training, and the training
+
+Their public names are importable from here, each module on first use:
+
+>>> from softnce.vision import digits
+>>> digits().num_classes
+10
+"""
+
 # %% ../../nbs/vision/index.ipynb #65cd453f
 from softnce import _lazy
 
 # %% ../../nbs/vision/index.ipynb #b512e106
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.vision", "images", "batches", "models", "recipes")
+__getattr__, __dir__ = _lazy("softnce.vision", "files", "splits", "labels", "images", "batches", "models", "recipes")

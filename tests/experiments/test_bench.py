@@ -1,4 +1,7 @@
-"softnce.experiments.bench: the forms are one function, allocations and times of known calls, failures as rows, and a ledger that resumes."
+"""softnce.experiments.bench, bench_forms and bench_measure.
+
+The forms are one function, allocations and times of known calls, failures as rows, and a ledger that resumes.
+"""
 import csv, time
 from pathlib import Path
 
@@ -6,9 +9,14 @@ import oracles
 import pytest
 import torch
 
-from softnce.experiments import bench as b
-from softnce.experiments.bench import COLUMNS, MODES, PROVIDERS, Problem, Provider, add_rows, available, bench, candidates, dense, environment, measure, measure_size, memory, read_rows, sample, skip_reason, timed_call
+from softnce.experiments import bench
+from softnce.experiments.bench import (BENCH_COLUMNS, add_rows, environment, fill_ledger, measure_size, read_rows,
+                                       skip_reason)
+from softnce.experiments.bench_forms import (PROVIDERS, Problem, Provider, available, count, matmul_form, mixed_targets,
+                                             published_form, tf32_products)
+from softnce.experiments.bench_measure import MODES, durations, measure, memory, timed_call
 from softnce.losses import soft_target_info_nce
+from softnce.targets import value_checks
 
 LEDGER = Path(__file__).resolve().parents[2]/'results'/'bench.csv'
 NUMBERS = ['p20_ms', 'p50_ms', 'p80_ms', 'peak_mib', 'held_mib', 'repeats']
@@ -19,14 +27,14 @@ NUMBERS = ['p20_ms', 'p50_ms', 'p80_ms', 'peak_mib', 'held_mib', 'repeats']
 def test_published_and_matrix_form_are_the_loss(n, m, k):
     "Value and gradient, in float64, also against the loop over candidates."
     p = Problem(n, m, k, dtype=torch.float64)
-    own, others = candidates(p)
-    forms = [lambda x: b.published_form(x, dense(p), p.noise_probs.log()), lambda x: b.matmul_form(x, dense(p), p.noise_probs.log()),
-             lambda x: soft_target_info_nce(x, own, noise_probs=p.noise_probs, noise_samples=others)]
+    (own, others), log_noise = mixed_targets(p), p.noise_probs.log()
+    def published(x): return published_form(x, p.dense_targets, log_noise)
+    def product(x): return matmul_form(x, p.dense_targets, log_noise)
+    def ours(x): return soft_target_info_nce(x, own, noise_probs=p.noise_probs, noise_samples=others)
     def loop(x):
-        s = x - p.noise_probs.log()
-        energies = [[(s[i]*dense(p)[j]).sum() for j in range(m)] for i in range(n)]
+        energies = [[((x[i] - log_noise)*p.dense_targets[j]).sum() for j in range(m)] for i in range(n)]
         return sum(torch.stack(e).logsumexp(0) - e[i] for i, e in enumerate(energies))/n
-    for form in forms: oracles.same_value_and_grad(form, loop, p.logits)
+    for form in (published, product, ours): oracles.same_value_and_grad(form, loop, p.logits)
 
 
 @pytest.mark.parametrize('m', [6, 48])
@@ -45,33 +53,39 @@ def test_cross_entropies_agree_and_kinds_differ():
     p = Problem(6, 6, 5, dtype=torch.float64)
     pytest.importorskip('timm')
     value = {name: PROVIDERS[name].build(p)() for name in available() if 'compiled' not in name}
-    torch.testing.assert_close(value['timm SoftTargetCrossEntropy'], value['cross-entropy, probabilities'], rtol=1e-12, atol=1e-12)
+    timm, own = value['timm SoftTargetCrossEntropy'], value['cross-entropy, probabilities']
+    torch.testing.assert_close(timm, own, rtol=1e-12, atol=1e-12)
     kinds = [value[f'ours, {k}'] for k in ('hard', 'one lam', 'lam per sample', 'closed form')]
     assert len({round(v.item(), 9) for v in kinds}) == 4
 
 
 def test_targets_are_mixed_as_named():
     p = Problem(4, 12, 7)
-    own, others = candidates(p)
-    assert len(own) == 4 and len(others) == 8 and own.epsilon == .1 and torch.equal(own.weights, torch.tensor([.3, .7]).expand(4, 2))
+    own, others = mixed_targets(p)
+    assert len(own) == 4 and len(others) == 8 and own.epsilon == .1
+    assert torch.equal(own.weights, torch.tensor([.3, .7]).expand(4, 2))
     assert torch.equal(own.indices, torch.stack([p.ids[:4], p.ids[:4].flip(0)], 1))
-    each, _ = candidates(p, per_sample=True)
+    each, _ = mixed_targets(p, per_sample=True)
     assert each.weights[:, 0].unique().numel() == 4 and torch.equal(each.indices, own.indices)
-    torch.testing.assert_close(dense(p), torch.cat([own.dense(), others.dense()]))
+    torch.testing.assert_close(p.dense_targets, torch.cat([own.dense(), others.dense()]))
     assert 0 <= p.ids.min() and p.ids.max() < 7
 
 
 def test_linear_providers_are_the_losses_of_the_logits():
     p = Problem(6, 6, 9, d=3, dtype=torch.float64)
     logits = p.embeddings @ p.weight.T
-    wanted = {'linear, torch': torch.nn.functional.cross_entropy(logits, p.labels), 'linear, ours, hard': soft_target_info_nce(logits, p.labels),
-              'linear, ours, one lam': soft_target_info_nce(logits, candidates(p)[0]), 'linear, ours, lam per sample': soft_target_info_nce(logits, candidates(p, True)[0])}
-    for name, value in wanted.items(): torch.testing.assert_close(PROVIDERS[name].build(p)(), value, rtol=1e-12, atol=1e-12)
+    wanted = {'linear, torch': torch.nn.functional.cross_entropy(logits, p.labels),
+              'linear, ours, hard': soft_target_info_nce(logits, p.labels),
+              'linear, ours, one lam': soft_target_info_nce(logits, mixed_targets(p)[0]),
+              'linear, ours, lam per sample': soft_target_info_nce(logits, mixed_targets(p, per_sample=True)[0])}
+    for name, value in wanted.items():
+        torch.testing.assert_close(PROVIDERS[name].build(p)(), value, rtol=1e-12, atol=1e-12)
 
 
 def test_providers_that_need_a_gpu_or_a_missing_module_are_left_out(monkeypatch):
-    assert not [n for n in available('cpu') if 'tf32' in n or 'Triton' in n] and [n for n in available('cuda') if 'tf32' in n]
-    monkeypatch.setitem(PROVIDERS, 'absent', Provider(None, None, None, module='no_module_of_this_name'))
+    assert not [n for n in available('cpu') if 'tf32' in n or 'Triton' in n]
+    assert [n for n in available('cuda') if 'tf32' in n] and [n for n in available('cuda') if 'Triton' in n]
+    monkeypatch.setitem(PROVIDERS, 'absent', Provider(None, {}, {}, module='no_module_of_this_name'))
     assert 'absent' not in available('cpu')
 
 
@@ -102,23 +116,30 @@ def test_memory_of_a_sparse_gradient_counts_what_is_stored():
     assert memory(call)['held_mib'] == (2*8 + 2*4*4)/2**20
 
 
-@pytest.mark.parametrize('name', ['cross-entropy, class ids', 'cross-entropy, probabilities', 'timm SoftTargetCrossEntropy', 'published form', 'matmul', 'the two products alone',
-                                  'ours, hard', 'ours, one lam', 'ours, lam per sample', 'ours, dense', 'ours, closed form'])
+def test_counts_by_hand():
+    p = Problem(2, 3, 5, d=7)
+    assert count({'NMK': 1, 'NK': 4, 'M': 2, 'Kd': 1, '': 9}, p) == 30 + 4*10 + 2*3 + 35 + 9
+
+
+@pytest.mark.parametrize('name', ['cross-entropy, class ids', 'cross-entropy, probabilities', 'published form',
+                                  'matmul', 'timm SoftTargetCrossEntropy', 'the two products alone', 'ours, hard',
+                                  'ours, one lam', 'ours, lam per sample', 'ours, dense', 'ours, closed form'])
 @pytest.mark.parametrize('n,m,k', [(128, 128, 100), (64, 512, 50)])
-def test_room_is_an_upper_bound(name, n, m, k):
+def test_numbers_held_are_an_upper_bound(name, n, m, k):
     "What a size is skipped for is not less than what the provider takes, inputs included."
     if 'timm' in name: pytest.importorskip('timm')
     p = Problem(n, m, k)
     call = timed_call(PROVIDERS[name].build(p), p.leaves, 'both')
     call()
-    inputs = (p.logits.numel() + (dense(p).numel() if hasattr(p, '_dense') else 0))*4/2**20
-    assert inputs + memory(call)['peak_mib'] <= 1.05*PROVIDERS[name].room(p)*4/2**20 + .05
+    inputs = p.logits.numel() + (p.dense_targets.numel() if 'dense_targets' in vars(p) else 0)  # made where used
+    mib = 4/2**20
+    assert inputs*mib + memory(call)['peak_mib'] <= 1.05*count(PROVIDERS[name].numbers, p)*mib + .05
 
 
 def test_times_are_in_milliseconds():
-    times = sample(lambda: time.sleep(.002), seconds=.5)
+    times = durations(lambda: time.sleep(.002), seconds=.5)
     assert len(times) >= 2 and 2 <= min(times) < 200
-    assert len(sample(lambda: time.sleep(.02), seconds=.001)) == 1  # a long call counts once
+    assert len(durations(lambda: time.sleep(.02), seconds=.001)) == 1  # a long call counts once
 
 
 def test_measure_gives_quantiles_in_order_and_the_mode_that_was_asked_for():
@@ -145,12 +166,11 @@ def test_a_context_holds_forward_and_backward_and_is_left():
         @staticmethod
         def backward(ctx, g): seen.append(torch.get_float32_matmul_precision()); return g.expand(2)
     x = torch.ones(2, requires_grad=True)
-    measure(dict(f=lambda: Square.apply(x)), [x], 'both', rounds=1, seconds=.001, contexts=dict(f=b.tf32_products))
+    measure(dict(f=lambda: Square.apply(x)), [x], 'both', rounds=1, seconds=.001, contexts=dict(f=tf32_products))
     assert set(seen) == {'high'} and torch.get_float32_matmul_precision() == 'highest'
 
 
 def test_checks_are_off_while_measuring_and_on_again():
-    from softnce.targets import value_checks
     seen = []
     x = torch.ones(1, requires_grad=True)
     measure(dict(f=lambda: (seen.append(value_checks()), x.sum())[1]), [x], rounds=1, seconds=.001)
@@ -160,13 +180,16 @@ def test_checks_are_off_while_measuring_and_on_again():
 @pytest.mark.parametrize('call,message', [
     (lambda: timed_call(None, [], 'train'), "mode must be one of forward, backward, both, got 'train'"),
     (lambda: measure({}, [], 'train'), "mode must be one of"),
-    (lambda: sample(lambda: 0, timer='sun'), "timer must be 'events' or 'graph', got 'sun'"),
+    (lambda: durations(lambda: 0, timer='sun'), "timer must be 'events' or 'graph', got 'sun'"),
 ])
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message): call()
 
 
 # ---- failures are rows
+NOTHING, ONE = {}, {'': 1}  # numbers held, operations
+
+
 def boom(error):
     def build(p):
         p.leaves
@@ -178,28 +201,30 @@ def boom(error):
 @pytest.mark.parametrize('error,status', [
     (RuntimeError('no luck in /some/folder/file.py\nmore'), 'error: RuntimeError: no luck in file.py'),
     (torch.OutOfMemoryError('CUDA out of memory. Tried'), 'out of memory'),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."), 'out of memory'),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), 'out of memory'),
     (MemoryError(), 'out of memory'),
 ])
 @pytest.mark.parametrize('when', ['build', 'call'])
 def test_a_provider_that_fails_gives_a_status_and_no_number(monkeypatch, error, status, when):
     def fails(p): raise error
-    monkeypatch.setitem(PROVIDERS, 'bad', Provider(fails if when == 'build' else boom(error), lambda p: 0, lambda p: 1))
+    monkeypatch.setitem(PROVIDERS, 'bad', Provider(fails if when == 'build' else boom(error), NOTHING, ONE))
     rows = measure_size(Problem(4, 4, 3), ['bad', 'matmul'], environment(), {}, rounds=1, seconds=.001)
-    assert {r['status'] for r in rows if r['provider'] == 'bad'} == {status} and sum(r['provider'] == 'bad' for r in rows) == 3
-    assert all(r.get(c) is None for r in rows if r['provider'] == 'bad' for c in NUMBERS)
-    assert all(r['status'] == 'ok' and r['p50_ms'] > 0 for r in rows if r['provider'] == 'matmul')
+    bad, good = ([r for r in rows if r['provider'] == name] for name in ('bad', 'matmul'))
+    assert {r['status'] for r in bad} == {status} and len(bad) == 3
+    assert all(r.get(c) is None for r in bad for c in NUMBERS)
+    assert len(good) == 3 and all(r['status'] == 'ok' and r['p50_ms'] > 0 for r in good)
 
 
 def test_an_interruption_is_no_row(monkeypatch):
-    monkeypatch.setitem(PROVIDERS, 'bad', Provider(boom(KeyboardInterrupt()), lambda p: 0, lambda p: 1))
-    with pytest.raises(KeyboardInterrupt): measure_size(Problem(4, 4, 3), ['bad'], environment(), {}, rounds=1, seconds=.001)
+    monkeypatch.setitem(PROVIDERS, 'bad', Provider(boom(KeyboardInterrupt()), NOTHING, ONE))
+    with pytest.raises(KeyboardInterrupt):
+        measure_size(Problem(4, 4, 3), ['bad'], environment(), {}, rounds=1, seconds=.001)
 
 
 def test_too_large_and_too_slow_are_not_tried(monkeypatch):
     calls = []
     def build(p): calls.append(1); return lambda: p.logits.sum()
-    monkeypatch.setitem(PROVIDERS, 'x', Provider(build, lambda p: 2**30, lambda p: 10*p.N))
+    monkeypatch.setitem(PROVIDERS, 'x', Provider(build, {'': 2**30}, {'N': 10}))
     rows = measure_size(Problem(4, 4, 3), ['x'], environment(), {}, budget=2**31)
     assert {r['status'] for r in rows} == {'skipped: needs 4 GiB'} and not any('p50_ms' in r for r in rows)
     rows = measure_size(Problem(4, 4, 3), ['x'], environment(), dict(x=(10, 1.)), budget=2**40, limit=3.9)
@@ -211,7 +236,9 @@ def test_too_large_and_too_slow_are_not_tried(monkeypatch):
 
 
 # ---- the ledger
-def row(**more): return dict(provider='p', mode='both', N=1, M=1, K=2, d=0, dtype='float32', p50_ms=1.23456, status='ok', date='2000-01-01', **environment()) | more
+def row(**more):
+    size = dict(N=1, M=1, K=2, d=0, dtype='float32')
+    return dict(provider='p', mode='both', p50_ms=1.23456, status='ok', date='2000-01-01') | size | environment() | more
 
 
 def test_rows_replace_those_with_the_same_key(tmp_path):
@@ -221,7 +248,7 @@ def test_rows_replace_those_with_the_same_key(tmp_path):
     add_rows(path, [row(p50_ms=2.), row(card='other')])
     rows = list(read_rows(path).values())
     assert len(rows) == 4 and [r['p50_ms'] for r in rows if r['N'] == '1' and r['card'] != 'other'] == ['2']
-    assert [r['N'] for r in rows if r['card'] != 'other'] == ['1', '9', '10'] and list(rows[0]) == COLUMNS
+    assert [r['N'] for r in rows if r['card'] != 'other'] == ['1', '9', '10'] and list(rows[0]) == BENCH_COLUMNS
     assert [p.name for p in tmp_path.iterdir()] == ['bench.csv']
     assert rows[0]['peak_mib'] == '' and '1.235' in {r['p50_ms'] for r in rows}
 
@@ -239,23 +266,37 @@ def counted(monkeypatch):
     calls = []
     def build(p): calls.append(p.N); return lambda: p.logits.sum()
     for name in list(PROVIDERS): monkeypatch.delitem(PROVIDERS, name)
-    monkeypatch.setitem(PROVIDERS, 'x', Provider(build, lambda p: 0, lambda p: 1))
+    monkeypatch.setitem(PROVIDERS, 'x', Provider(build, NOTHING, ONE))
     return calls
 
 
 def test_the_ledger_resumes(tmp_path, counted, capsys, monkeypatch):
     path, how = tmp_path/'bench.csv', dict(rounds=1, seconds=.001)
-    bench([Problem(2, 2, 3)], path, **how)
-    bench([Problem(2, 2, 3), Problem(4, 4, 3)], path, **how)
+    fill_ledger([Problem(2, 2, 3)], path, **how)
+    fill_ledger([Problem(2, 2, 3), Problem(4, 4, 3)], path, **how)
     assert counted == [2, 4] and 'in the ledger' in capsys.readouterr().out and len(read_rows(path)) == 6
-    bench([Problem(2, 2, 3)], path, fresh=True, **how)
+    fill_ledger([Problem(2, 2, 3)], path, fresh=True, **how)
     assert counted == [2, 4, 2] and len(read_rows(path)) == 6
-    bench([Problem(2, 2, 3, dtype=torch.float64)], path, **how)
+    fill_ledger([Problem(2, 2, 3, dtype=torch.float64)], path, **how)
     assert counted == [2, 4, 2, 2] and len(read_rows(path)) == 9
-    real = b.environment
-    monkeypatch.setattr(b, 'environment', lambda *a: real(*a) | dict(torch='0.0'))
-    bench([Problem(2, 2, 3)], path, **how)
-    assert counted[-1] == 2 and len(counted) == 5 and len(read_rows(path)) == 9  # another version takes the place of the old rows
+    real = bench.environment
+    monkeypatch.setattr(bench, 'environment', lambda *a: real(*a) | dict(torch='0.0'))
+    fill_ledger([Problem(2, 2, 3)], path, **how)
+    assert counted[-1] == 2 and len(counted) == 5
+    assert len(read_rows(path)) == 9  # another version takes the place of the old rows
+
+
+def test_the_version_changes_with_every_module_of_a_loss(tmp_path, monkeypatch):
+    "The code that is measured stands in files and in folders; other modules do not count."
+    package = tmp_path/'softnce'
+    (package/'contrast').mkdir(parents=True)
+    for name in ('losses.py', 'peers.py', 'contrast/sums.py'): (package/name).write_text('1')
+    monkeypatch.setattr(bench.softnce, '__file__', str(package/'__init__.py'))
+    seen = [environment()['softnce']]
+    for name in ('peers.py', 'losses.py', 'contrast/sums.py', 'contrast/new.py'):
+        (package/name).write_text('2')
+        seen.append(environment()['softnce'])
+    assert seen[0] == seen[1] and len(set(seen)) == 4
 
 
 def test_a_size_that_breaks_off_leaves_the_finished_ones(tmp_path, counted, monkeypatch):
@@ -264,32 +305,35 @@ def test_a_size_that_breaks_off_leaves_the_finished_ones(tmp_path, counted, monk
     def build(p):
         if p.N == 4: raise KeyboardInterrupt
         return real(p)
-    monkeypatch.setitem(PROVIDERS, 'x', Provider(build, lambda p: 0, lambda p: 1))
-    with pytest.raises(KeyboardInterrupt): bench([Problem(2, 2, 3), Problem(4, 4, 3)], path, **how)
+    monkeypatch.setitem(PROVIDERS, 'x', Provider(build, NOTHING, ONE))
+    with pytest.raises(KeyboardInterrupt): fill_ledger([Problem(2, 2, 3), Problem(4, 4, 3)], path, **how)
     assert {r['N'] for r in read_rows(path).values()} == {'2'}
-    monkeypatch.setitem(PROVIDERS, 'x', Provider(real, lambda p: 0, lambda p: 1))
-    bench([Problem(2, 2, 3), Problem(4, 4, 3)], path, **how)
+    monkeypatch.setitem(PROVIDERS, 'x', Provider(real, NOTHING, ONE))
+    fill_ledger([Problem(2, 2, 3), Problem(4, 4, 3)], path, **how)
     assert counted == [2, 4] and {r['N'] for r in read_rows(path).values()} == {'2', '4'}
 
 
 def check_format(rows):
     "What every row of a ledger must be."
     for r in rows:
-        assert list(r) == COLUMNS
-        assert r['mode'] in MODES and r['device'] in ('cpu', 'cuda') and r['timer'] in ('clock', 'events', 'graph') and r['provider'] and r['card']
-        assert all(int(r[k]) > 0 for k in ('N', 'M', 'K', 'threads')) and int(r['M']) >= int(r['N']) and int(r['d']) >= 0
+        assert list(r) == BENCH_COLUMNS
+        assert r['mode'] in MODES and r['device'] in ('cpu', 'cuda') and r['timer'] in ('clock', 'events', 'graph')
+        assert r['provider'] and r['card']
+        assert all(int(r[k]) > 0 for k in ('N', 'M', 'K', 'threads'))
+        assert int(r['M']) >= int(r['N']) and int(r['d']) >= 0
         time.strptime(r['date'], '%Y-%m-%d')
         if r['status'] == 'ok':
-            assert 0 < float(r['p20_ms']) <= float(r['p50_ms']) <= float(r['p80_ms']) and float(r['peak_mib']) >= 0 and int(r['repeats']) >= 1
+            assert 0 < float(r['p20_ms']) <= float(r['p50_ms']) <= float(r['p80_ms'])
+            assert float(r['peak_mib']) >= 0 and int(r['repeats']) >= 1
         else:
             assert r['status'] == 'out of memory' or r['status'].startswith(('skipped: ', 'error: ')), r['status']
             assert all(r[c] == '' for c in NUMBERS)
 
 
 def test_format_of_measured_rows(tmp_path, monkeypatch):
-    monkeypatch.setitem(PROVIDERS, 'bad', Provider(boom(RuntimeError('x')), lambda p: 0, lambda p: 1))
+    monkeypatch.setitem(PROVIDERS, 'bad', Provider(boom(RuntimeError('x')), NOTHING, ONE))
     for name in [n for n in PROVIDERS if 'compiled' in n]: monkeypatch.delitem(PROVIDERS, name)
-    bench([Problem(4, 4, 5), Problem(4, 4, 5, d=2)], tmp_path/'bench.csv', rounds=1, seconds=.001)
+    fill_ledger([Problem(4, 4, 5), Problem(4, 4, 5, d=2)], tmp_path/'bench.csv', rounds=1, seconds=.001)
     rows = list(read_rows(tmp_path/'bench.csv').values())
     assert len(rows) == 3*(len(available()) + len(available(linear=True)))
     check_format(rows)
@@ -314,7 +358,8 @@ def test_the_compiled_form_is_the_loss():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('timer', ['events', 'graph'])
 def test_every_row_on_a_gpu_is_measured(timer, tmp_path):
-    bench([Problem(64, 128, 50, device='cuda'), Problem(64, 64, 50, d=32, device='cuda', dtype=torch.bfloat16)], tmp_path/'bench.csv', timer=timer, rounds=1, seconds=.01)
+    problems = [Problem(64, 128, 50, device='cuda'), Problem(64, 64, 50, d=32, device='cuda', dtype=torch.bfloat16)]
+    fill_ledger(problems, tmp_path/'bench.csv', timer=timer, rounds=1, seconds=.01)
     rows = list(read_rows(tmp_path/'bench.csv').values())
     check_format(rows)
     assert {r['status'] for r in rows} == {'ok'}

@@ -7,17 +7,24 @@ import pytest
 import scipy.stats
 import torch
 
-import softnce.runs.ledgers as ledgers
-from softnce.runs.ledgers import KEY, as_text, at_best_rate, difference, half_width, ledger_path, read_ledger, write_ledger
 from softnce.losses import SoftTargetInfoNCE
-from softnce.runs import experiments_dir, find_experiment, needs, resolve, run_experiment, run_id
+from softnce.runs import (as_text, at_best_rate, difference, find_experiment, half_width, ledgers, needs,
+                          read_ledger, resolve, run_experiment, run_id, write_ledger)
+from softnce.runs.ledgers import ledger_path
 from softnce.targets import one_hot, smooth
 
 SWEEPS = ['noise_samples', 'label_smoothing', 'heads', 'calibration', 'tables']
-AT_SIZE = dict(noise_samples=dict(dataset='tiny_imagenet', root='data', sources=['in_batch', 'queue', 'fresh', 'closed_form', 'hard_labels'], batch_sizes=[64, 256], epochs=[100, 100],
-                                  same_steps=[25, 100], sizes=[64, 4096], noise_size=4096, lrs=[[6e-5, 7.5e-5], [2.5e-4, 3e-4]], seeds=[0, 1, 2]),
-               label_smoothing=dict(dataset='tiny_imagenet', root='data', epochs=100, epsilons=[0., .1, .2], seeds=[0, 1, 2]), heads=dict(dataset='cifar100', root='data', epochs=100, hiddens=[0, 4096]),
-               calibration=dict(dataset='tiny_imagenet', root='data', epochs=100, seeds=[0, 1]), tables=dict(dataset='imagenet', root='data', epochs=100, smoothing=.1, mixup=.8, cutmix=1.))
+TINY = dict(dataset='tiny_imagenet', root='data')
+LOSSES = ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_distribution_info_nce', 'soft_target_info_nce']
+SOURCES = ['in_batch', 'queue', 'fresh', 'closed_form', 'hard_labels']
+AT_SIZE = dict(
+    noise_samples=dict(sources=SOURCES, batch_sizes=[64, 256], epochs=[100, 100], same_steps=[25, 100],
+                       sizes=[64, 4096], noise_size=4096, lrs=[[6e-5, 7.5e-5], [2.5e-4, 3e-4]], seeds=[0, 1, 2],
+                       **TINY),
+    label_smoothing=dict(epochs=100, epsilons=[0., .1, .2], seeds=[0, 1, 2], **TINY),
+    heads=dict(dataset='cifar100', root='data', epochs=100, hiddens=[0, 4096]),
+    calibration=dict(epochs=100, seeds=[0, 1], **TINY),
+    tables=dict(dataset='imagenet', root='data', epochs=100, smoothing=.1, mixup=.8, cutmix=1.))
 # seeds x rates x (two batch sizes, one of them at equal steps too, of six sources; two sources with one more size)
 COUNT = dict(noise_samples=3*2*(3*6 + 2), label_smoothing=3*2*3, heads=8, calibration=8, tables=7)
 
@@ -38,7 +45,8 @@ def test_a_sweep_asks_for_runs_that_exist(name):
 @pytest.mark.parametrize('name', SWEEPS)
 def test_a_sweep_shows_what_it_made(name):
     code = '\n'.join(find_experiment(name).sources('code'))
-    for call in ('run.save_figure(', 'run.save_table(', 'run.save_metrics(', 'write_ledger(', 'at_best_rate('): assert call in code, call
+    for call in ('run.save_figure(', 'run.save_table(', 'run.save_metrics(', 'write_ledger(', 'at_best_rate('):
+        assert call in code, call
     assert 'ledger' in find_experiment(name).parameters and find_experiment(name).parameters['ledger'].default is False
 
 
@@ -47,20 +55,27 @@ def cells(name): return find_experiment(name).sources('code')
 
 def test_the_columns_of_graphs_are_one_training_a_run():
     asked = needs('cell_types', dict(folds=[0, 1, 2, 3, 4], seeds=[0, 1, 2], depth=32))
-    assert list(asked) == ['graphs'] and all(len(s[k]) == 1 for s in asked['graphs'] for k in ('losses', 'folds', 'seeds'))
+    assert list(asked) == ['graphs']
+    assert all(len(s[k]) == 1 for s in asked['graphs'] for k in ('losses', 'folds', 'seeds'))
     assert len({run_id('graphs', resolve(find_experiment('graphs'), s)) for s in asked['graphs']}) == 5*5*3
 
 
 def test_columns_of_graphs_by_hand():
-    "A fold is the mean over its specimens, a loss the mean over folds and seeds; losses are compared within a fold and seed."
-    shown = {'top1': 'top-1', 'class_average': 'class average', 'class_average_recall': 'recall', 'class_average_naive': 'naive class average'}
-    rows = pd.DataFrame([dict(loss=loss, fold=fold, seed=0, epoch=1, synthetic=True, stage='1', stack=str(i), **{c: v for c in shown})
-                         for loss, fold, values in (('nll', 0, [.2, .4]), ('nll', 1, [.9]), ('soft_target_cross_entropy', 0, [.2, .2]), ('soft_target_cross_entropy', 1, [.5])) for i, v in enumerate(values)])
+    "A fold is the mean over its specimens, a loss over folds and seeds; losses are compared within a fold and seed."
+    losses = nll, ce = 'nll', 'soft_target_cross_entropy'
+    shown = {'top1': 'top-1', 'class_average': 'class average', 'class_average_recall': 'recall',
+             'class_average_naive': 'naive class average'}
+    common, rows = dict(seed=0, epoch=1, synthetic=True, stage='1'), []
+    for loss, fold, values in ((nll, 0, [.2, .4]), (nll, 1, [.9]), (ce, 0, [.2, .2]), (ce, 1, [.5])):
+        rows += [dict(loss=loss, fold=fold, stack=str(i), **common, **dict.fromkeys(shown, v))
+                 for i, v in enumerate(values)]
+    rows = pd.DataFrame(rows)
     class Run:
         def __getattr__(self, name): return lambda *args: None
-    losses = ['nll', 'soft_target_cross_entropy']
-    space = dict(pd=pd, rows=rows, run=Run(), losses=losses, NAMES={l: l for l in losses}, SHOWN=shown, as_text=as_text, difference=difference)
-    for start in ('def fold_means', 'def differences_of'): exec(next(c for c in cells('cell_types') if c.startswith(start)), space)
+    space = dict(pd=pd, rows=rows, run=Run(), losses=losses, NAMES={l: l for l in losses}, SHOWN=shown, as_text=as_text,
+                 difference=difference)
+    for start in ('def fold_means', 'def differences_of'):
+        exec(next(c for c in cells('cell_types') if c.startswith(start)), space)
     assert space['columns_of'](rows).loc['nll', 'top-1'].startswith('60.0 ± ')  # (.3 + .9)/2, not 1.5/3
     assert space['differences_of'](rows).loc['nll', 'top-1'].startswith('+25.0 ± ')  # (.1 + .4)/2
 
@@ -69,41 +84,46 @@ def test_the_ledger_of_graphs():
     df = read_ledger('cell_types')
     assert not df.duplicated(['loss', 'fold', 'seed', 'stage', 'stack']).any() and df.synthetic.all()
     assert len(set(zip(df.loss, df.fold, df.seed))) == 5*3*3 and df.groupby(['fold', 'seed']).loss.nunique().eq(5).all()
-    assert df[['top1', 'class_average', 'class_average_recall', 'class_average_naive']].apply(lambda c: c.between(0, 1)).all(axis=None)
+    for column in ('top1', 'class_average', 'class_average_recall', 'class_average_naive'):
+        assert df[column].between(0, 1).all()
 
 
 def test_the_papers_numbers():
     "The tables against the differences that the paper's section 4.1 states in words."
-    space = {'pd': pd, 'losses': ['nll', 'soft_target_cross_entropy', 'info_nce', 'soft_distribution_info_nce', 'soft_target_info_nce'], 'NAMES': {k: k for k in ('nll', 'soft_target_cross_entropy', 'info_nce', 'soft_distribution_info_nce', 'soft_target_info_nce')}}
+    space = {'pd': pd, 'losses': LOSSES, 'NAMES': {k: k for k in LOSSES}}
     exec(next(c for c in cells('tables') if c.startswith('losses =')), space)
     t1, t2 = space['table1'], space['table2']
-    gap = lambda a, b, c: round(t1.loc[a, c] - t1.loc[b, c], 2)
+    def gap(a, b, column): return round(t1.loc[a, column] - t1.loc[b, column], 2)
     nce, ce = 'soft_target_info_nce', 'soft_target_cross_entropy'
     assert [gap(ce, nce, 'CellTypeGraph'), gap(nce, ce, 'Tiny ImageNet'), gap(nce, ce, 'CIFAR-100')] == [.55, .19, .06]
-    assert [gap('nll', nce, 'CIFAR-100'), gap(nce, 'nll', 'CellTypeGraph'), gap(nce, 'nll', 'ImageNet'), gap(nce, 'nll', 'Tiny ImageNet')] == [.04, .2, 1.19, 1.23]
+    assert gap('nll', nce, 'CIFAR-100') == .04
+    assert [gap(nce, 'nll', c) for c in ('CellTypeGraph', 'ImageNet', 'Tiny ImageNet')] == [.2, 1.19, 1.23]
     assert gap(ce, nce, 'ImageNet') == .31  # the text says 0.29
-    assert (t1.iloc[1:].drop(ce).drop('info_nce') < t1.loc[nce]).loc['soft_distribution_info_nce'].all()  # "consistently better"
+    assert (t1.loc['soft_distribution_info_nce'] < t1.loc[nce]).all()  # "consistently better"
     assert (t2.iloc[:, :3].to_numpy() > t1.iloc[:, :3].to_numpy()).all() and (t2.CellTypeGraph < t1.CellTypeGraph).all()
 
 
 # ---- the ledgers
 
-LEDGERS = sorted(p for n in SWEEPS for p in ledger_path(n).parent.glob(f'{n}*.csv') if not re.search('bins|matched', p.name))
+LEDGERS = sorted(p for n in SWEEPS for p in ledger_path(n).parent.glob(f'{n}*.csv')
+                 if not re.search('bins|matched', p.name))
 
 
 def test_every_sweep_has_a_ledger():
-    assert {n for n in SWEEPS if read_ledger(n) is not None} == set(SWEEPS) and read_ledger('noise_samples_tiny_imagenet') is not None
+    for name in (*SWEEPS, 'noise_samples_tiny_imagenet'): assert read_ledger(name) is not None, name
 
 
 @pytest.mark.parametrize('path', LEDGERS, ids=lambda p: p.stem)
 def test_ledgers(path):
-    "Rows are unique, validation and reported part come in pairs, values are in range, and no path of a machine is in the file."
+    "Rows are unique, validation and reported part come in pairs, values are in range, no path of a machine is there."
     df = pd.read_csv(path)
-    key = [c for c in KEY if c in df]
+    key = [c for c in ledgers.KEY if c in df]
     assert not df.duplicated(key).any() and list(df.columns[:len(key)]) == key
-    assert (df.groupby([c for c in key if c != 'split'], dropna=False).split.agg(lambda s: tuple(sorted(s))) == ('test', 'valid')).all()
+    parts = df.groupby([c for c in key if c != 'split'], dropna=False).split.agg(sorted)
+    assert parts.map(lambda found: found == ['test', 'valid']).all()
     rates = ['top1', 'ece_naive', 'ece_correct', 'ece_fitted', 'floor']
-    assert ((df[rates] >= 0) & (df[rates] <= 1)).all(axis=None) and (df.temperature > 0).all() and (df.top5 >= df.top1).all()
+    assert ((df[rates] >= 0) & (df[rates] <= 1)).all(axis=None)
+    assert (df.temperature > 0).all() and (df.top5 >= df.top1).all()
     steps = 1/df.rows
     assert (abs(df.top1/steps - (df.top1/steps).round()) < 1e-2).all()  # an accuracy is a count over the rows
     assert not re.search(r'/(work|tmp|root|home|Users)/', path.read_text())
@@ -118,7 +138,7 @@ def test_seeds_of_a_ledger(path):
 
 
 def test_closed_form_with_hard_labels_is_cross_entropy():
-    "In the ledger, not only in theory: the same temperature and NLL to a few per cent (the classes are not exactly balanced)."
+    "In the ledger, not only in theory: the same NLL to a few per cent (the classes are not exactly balanced)."
     df = read_ledger('noise_samples')
     hard = (df.noise == 'closed_form') & (df.noise_lam == 1) & (df.noise_epsilon == 0)
     on = ['batch_size', 'epochs', 'lr', 'seed', 'split']
@@ -129,7 +149,11 @@ def test_closed_form_with_hard_labels_is_cross_entropy():
 
 @pytest.mark.parametrize('name', ['noise_samples', 'noise_samples_tiny_imagenet'])
 def test_the_answer_on_small_batches_is_the_ledgers(name):
-    "What the page says in words of batch size 64: no gap to be told from zero in-batch, none of the paper's size, and no source better than the batch by more than its interval."
+    """What the page says in words of batch size 64.
+
+    No gap to be told from zero in-batch, none of the paper's size, and no source better than the batch by more than
+    its interval.
+    """
     df = read_ledger(name)
     df = df[(df.batch_size == 64) & ~df.noise_size.isin([16, 128])]
     hard = (df.noise == 'closed_form') & (df.noise_lam == 1) & (df.noise_epsilon == 0)
@@ -168,25 +192,31 @@ def test_matched_runs_are_partners_of_the_ledger():
 
 def sweep(rates, seeds, value, **more):
     "Rows of a made-up sweep; `value(rate, seed, split)` is the criterion."
-    return pd.DataFrame([dict(lr=r, seed=s, split=split, nll_fitted=value(r, s, split), top1=r, **more) for r in rates for s in seeds for split in ('valid', 'test')])
+    return pd.DataFrame([dict(lr=r, seed=s, split=split, nll_fitted=value(r, s, split), top1=r, **more)
+                         for r in rates for s in seeds for split in ('valid', 'test')])
 
 
 def test_a_rate_is_chosen_on_the_validation_part_alone():
-    df = pd.concat([sweep([.1, .2, .4], range(3), lambda r, s, split: abs(r - .2) + .01*s if split == 'valid' else -r, kind='a'),
-                    sweep([.1, .2], range(3), lambda r, s, split: r if split == 'valid' else -r, kind='b')], ignore_index=True)
+    def middle(rate, seed, split): return abs(rate - .2) + .01*seed if split == 'valid' else -rate
+    def lowest(rate, seed, split): return rate if split == 'valid' else -rate
+    df = pd.concat([sweep([.1, .2, .4], range(3), middle, kind='a'), sweep([.1, .2], range(3), lowest, kind='b')],
+                   ignore_index=True)
     best = at_best_rate(df, ['kind'])
-    assert best.groupby('kind').lr.agg(set).to_dict() == {'a': {.2}, 'b': {.1}} and set(best.split) == {'test'} and len(best) == 6
-    shuffled = at_best_rate(df.assign(nll_fitted=df.nll_fitted.where(df.split == 'valid', np.random.default_rng(0).random(len(df)))), ['kind'])
+    assert best.groupby('kind').lr.agg(set).to_dict() == {'a': {.2}, 'b': {.1}}
+    assert set(best.split) == {'test'} and len(best) == 6
+    noise = np.random.default_rng(0).random(len(df))
+    shuffled = at_best_rate(df.assign(nll_fitted=df.nll_fitted.where(df.split == 'valid', noise)), ['kind'])
     assert (shuffled.lr == best.lr).all()
 
 
 def test_rates_are_compared_on_seeds_that_all_have():
     "Seed 1 was run at one rate only, and does not count in the choice; it is reported."
-    df = pd.concat([sweep([.1, .2], [0], lambda r, s, split: r), sweep([.1], [1], lambda r, s, split: 9.)]).assign(kind='a')
+    df = pd.concat([sweep([.1, .2], [0], lambda r, s, split: r), sweep([.1], [1], lambda *a: 9.)]).assign(kind='a')
     best = at_best_rate(df, ['kind'])
     assert set(best.lr) == {.1} and sorted(best.seed) == [0, 1]
+    apart = pd.concat([sweep([.1], [0], lambda *a: 0.), sweep([.2], [1], lambda *a: 0.)]).assign(kind='a')
     with pytest.raises(ValueError, match=r"the rates of \{'kind': 'a'\} share no seed: \[0.1, 0.2\]"):
-        at_best_rate(pd.concat([sweep([.1], [0], lambda *a: 0.), sweep([.2], [1], lambda *a: 0.)]).assign(kind='a'), ['kind'])
+        at_best_rate(apart, ['kind'])
 
 
 @pytest.mark.parametrize('n', [2, 3, 5, 30])
@@ -199,15 +229,17 @@ def test_intervals(n):
 
 def test_difference_is_paired():
     rng = np.random.default_rng(0)
-    base = rng.normal(size=6)
-    df = pd.DataFrame([dict(kind=k, seed=s, top1=base[s] + shift + e) for k, shift in (('a', .5), ('b', 0.)) for s, e in enumerate(.001*rng.normal(size=6))])
-    d = difference(df, dict(kind='a'), dict(kind='b'), scale=1.)
-    x = df[df.kind == 'a'].top1.to_numpy() - df[df.kind == 'b'].top1.to_numpy()
-    test = scipy.stats.ttest_rel(df[df.kind == 'a'].top1, df[df.kind == 'b'].top1).confidence_interval()
-    assert d['points'] == pytest.approx(x.mean()) and d['half'] == pytest.approx((test.high-test.low)/2) and d['seeds'] == 6
-    assert difference(df[(df.kind == 'a') | (df.seed < 2)], dict(kind='a'), dict(kind='b'))['seeds'] == 2
-    with pytest.raises(ValueError, match='share no seed'): difference(df, dict(kind='a'), dict(kind='c'))
-    with pytest.raises(ValueError, match='several rows for a seed'): difference(pd.concat([df, df]), dict(kind='a'), dict(kind='b'))
+    base, a, b = rng.normal(size=6), dict(kind='a'), dict(kind='b')
+    df = pd.DataFrame([dict(kind=k, seed=s, top1=base[s] + shift + e) for k, shift in (('a', .5), ('b', 0.))
+                       for s, e in enumerate(.001*rng.normal(size=6))])
+    d = difference(df, a, b, scale=1.)
+    of_a, of_b = df[df.kind == 'a'].top1, df[df.kind == 'b'].top1
+    test = scipy.stats.ttest_rel(of_a, of_b).confidence_interval()
+    assert d['points'] == pytest.approx((of_a.to_numpy() - of_b.to_numpy()).mean())
+    assert d['half'] == pytest.approx((test.high-test.low)/2) and d['seeds'] == 6
+    assert difference(df[(df.kind == 'a') | (df.seed < 2)], a, b)['seeds'] == 2
+    with pytest.raises(ValueError, match='share no seed'): difference(df, a, dict(kind='c'))
+    with pytest.raises(ValueError, match='several rows for a seed'): difference(pd.concat([df, df]), a, b)
 
 
 def test_a_ledger_grows_and_replaces(tmp_path, monkeypatch):
@@ -215,10 +247,12 @@ def test_a_ledger_grows_and_replaces(tmp_path, monkeypatch):
     rows = sweep([.1, .2], [1, 0], lambda r, s, split: r/3, loss='nll', root='/home/me/data', id='0123')
     path = write_ledger(rows, 'x')
     first = pd.read_csv(path)
-    assert len(first) == 8 and 'root' not in first and 'id' not in first and first.equals(first.sort_values(['loss', 'lr', 'seed', 'split'], ignore_index=True))
+    assert len(first) == 8 and 'root' not in first and 'id' not in first
+    assert first.equals(first.sort_values(['loss', 'lr', 'seed', 'split'], ignore_index=True))
     write_ledger(sweep([.2, .3], [0], lambda r, s, split: 7., loss='nll'), 'x')
     both = pd.read_csv(path)
-    assert len(both) == 10 and (both[(both.lr == .2) & (both.seed == 0)].nll_fitted == 7).all() and (both[both.seed == 1].nll_fitted < 1).all()
+    assert len(both) == 10 and (both[(both.lr == .2) & (both.seed == 0)].nll_fitted == 7).all()
+    assert (both[both.seed == 1].nll_fitted < 1).all()
     before = path.read_bytes()
     write_ledger(sweep([.2, .3], [0], lambda r, s, split: 7., loss='nll'), 'x')
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ['x.csv']
@@ -241,7 +275,10 @@ def test_no_ledger_outside_a_checkout(tmp_path, monkeypatch):
 # ---- what Figure 3b draws as a line
 
 def test_smoothing_is_a_temperature_all_the_way():
-    "Twenty steps of gradient descent on smoothed targets, and on hard ones at tau/(1-eps) and eta^(1-eps): the same weights. With the plain eta they part where classes are unbalanced."
+    """Twenty steps on smoothed targets, and on hard ones at tau/(1-eps) and eta^(1-eps): the same weights.
+
+    With the plain eta they part where classes are unbalanced.
+    """
     torch.set_default_dtype(torch.float64)
     eps, counts = .3, torch.tensor([8., 4., 2., 1.])
     x, y, eta = torch.randn(64, 5), torch.multinomial(counts, 64, replacement=True), counts/counts.sum()
@@ -252,23 +289,25 @@ def test_smoothing_is_a_temperature_all_the_way():
             g, = torch.autograd.grad(loss(x@w, targets), w)
             w = (w - .5*g).detach().requires_grad_()
         return w
-    hard = one_hot(y, 4).double()
-    smoothed = train(SoftTargetInfoNCE(noise_probs=eta), smooth(hard, eps))
-    torch.testing.assert_close(train(SoftTargetInfoNCE(noise_probs=power, temperature=1/(1-eps)), hard), smoothed, rtol=0, atol=1e-12)
-    assert (train(SoftTargetInfoNCE(noise_probs=eta, temperature=1/(1-eps)), hard) - smoothed).abs().max() > 1e-3
-    even = torch.full((4,), .25)
-    torch.testing.assert_close(train(SoftTargetInfoNCE(noise_probs=even, temperature=1/(1-eps)), hard), train(SoftTargetInfoNCE(noise_probs=even), smooth(hard, eps)), rtol=0, atol=1e-12)
+    hard, even, exact = one_hot(y, 4).double(), torch.full((4,), .25), dict(rtol=0, atol=1e-12)
+    def smoothed(noise): return train(SoftTargetInfoNCE(noise_probs=noise), smooth(hard, eps))
+    def at_temperature(noise): return train(SoftTargetInfoNCE(noise_probs=noise, temperature=1/(1-eps)), hard)
+    torch.testing.assert_close(at_temperature(power), smoothed(eta), **exact)
+    assert (at_temperature(eta) - smoothed(eta)).abs().max() > 1e-3
+    torch.testing.assert_close(at_temperature(even), smoothed(even), **exact)
 
 
 # ---- from end to end
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, parameters', [('heads', dict(hiddens=[0], norms=[False], epochs=2)), ('calibration', dict(arms=['smoothed'], epochs=2))])
+@pytest.mark.parametrize('name, parameters', [('heads', dict(hiddens=[0], norms=[False], epochs=2)),
+                                              ('calibration', dict(arms=['smoothed'], epochs=2))])
 def test_a_sweep_runs(name, parameters, tmp_path):
     "Its runs, its own notebook, and what it leaves."
     run = run_experiment(name, parameters, tmp_path)
     assert run.finished and list(run.dir.glob('*.png')) and list(run.dir.glob('*.csv'))
     made = sorted((tmp_path/'images').iterdir())
     assert len(made) == len(needs(name, parameters)['images']) and all((m/'metrics.json').exists() for m in made)
-    assert {r['split'] for r in run.metrics()} == {'test'} and {r['loss'] for r in run.metrics()} == {'soft_target_cross_entropy', 'soft_target_info_nce'}
+    assert {r['split'] for r in run.metrics()} == {'test'}
+    assert {r['loss'] for r in run.metrics()} == {'soft_target_cross_entropy', 'soft_target_info_nce'}
     assert json.loads((run.dir/'report.json').read_text())['figures']

@@ -1,4 +1,4 @@
-"""The toy experiment against slow, literal programs: softnce.experiments.gmm."""
+"The toy experiment against slow, literal programs: softnce.experiments.gmm, gmm_fit and gmm_study."
 import math
 from dataclasses import asdict
 
@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softnce.experiments.gmm import (CONSTRUCTIONS, KEY, NOISES, Fleet, Setting, angles, conditional, drawn_weights, efficient_floor, fit_gmm, initial,
-                         kl_error, modes, newton, noise_bank, noise_counts, noise_probs, one_epoch, row_key, run_job, run_jobs, settings_grid, toy_data, weighted_grad, weighted_loss, weighted_softmax)
+from softnce.experiments.gmm import (CONSTRUCTIONS, angles, conditional, efficient_floor, kl_error, modes, newton,
+                                     toy_data)
+from softnce.experiments.gmm_fit import (NOISES, Fleet, Setting, drawn_weights, fit_gmm, initial, noise_counts,
+                                         noise_distribution, noise_table, weighted_grad, weighted_loss,
+                                         weighted_softmax)
+from softnce.experiments.gmm_study import GMM_KEY, converged_estimate, row_key, run_job, run_jobs, settings_grid
 
 SMALL = dict(num_classes=5, num_points=60, num_labels=500, num_valid=100, num_fresh=80)
 EXACT = dict(rtol=0, atol=1e-12)
@@ -32,7 +36,8 @@ def literal_loss(scores, labels, noise_lists):
     "Mean over rows of -s_y + log of the sum over the listed candidates, one candidate at a time."
     total = 0.
     for i, noise in enumerate(noise_lists):
-        total = total + torch.stack([scores[i, c] for c in (labels[i].item(), *noise)]).exp().sum().log() - scores[i, labels[i]]
+        candidates = torch.stack([scores[i, c] for c in (labels[i].item(), *noise)])
+        total = total + candidates.exp().sum().log() - scores[i, labels[i]]
     return total/len(labels)
 
 
@@ -95,7 +100,8 @@ def test_kl_by_definition(data):
     p, q = conditional(data.fresh, data.theta), conditional(data.fresh, other)
     literal = sum(p[i, k].item()*math.log(p[i, k].item()/q[i, k].item()) for i in range(80) for k in range(5))/80
     assert kl_error(data.fresh, data.theta, other).item() == pytest.approx(literal, abs=1e-12)
-    assert_close(kl_error(data.fresh, data.theta, torch.stack([data.theta, data.theta + 3., other])), torch.tensor([0., 0., literal]), **EXACT)
+    errors = kl_error(data.fresh, data.theta, torch.stack([data.theta, data.theta + 3., other]))
+    assert_close(errors, torch.tensor([0., 0., literal]), **EXACT)
 
 def test_data_are_seeded_and_sized(data):
     again, other = toy_data(70, 1, 'fixed', **SMALL), toy_data(70, 2, 'fixed', **SMALL)
@@ -123,7 +129,7 @@ def test_points_are_around_the_modes():
 # --- one formula for every loss
 
 def test_in_batch_weights_are_the_n_by_n_softmax(data):
-    x, y, eta = data.points[data.index[:40]], data.labels[:40], noise_probs(data, 'counts')
+    x, y, eta = data.points[data.index[:40]], data.labels[:40], noise_distribution(data, 'counts')
     theta = initial(data, 'linear').requires_grad_()
     s = x @ theta.T - eta.log()
     literal = literal_loss(s, y, [[c.item() for j, c in enumerate(y) if j != i] for i in range(40)])
@@ -150,9 +156,10 @@ def test_noise_counts_are_multinomial():
     assert_close(counts.T.cov(), 8*(eta.diag() - eta[:, None]*eta), rtol=0, atol=.06)
 
 def test_noise_probs(data):
-    assert_close(noise_probs(data, 'counts'), torch.bincount(data.labels, minlength=5)/500, **EXACT)
-    assert_close(noise_probs(data, 'marginal'), sum(conditional(x[None], data.theta)[0] for x in data.points)/60, **EXACT)
-    assert_close(noise_probs(data, 'uniform'), torch.full((5,), .2), **EXACT)
+    assert_close(noise_distribution(data, 'counts'), torch.bincount(data.labels, minlength=5)/500, **EXACT)
+    by_point = [conditional(x[None], data.theta)[0] for x in data.points]
+    assert_close(noise_distribution(data, 'marginal'), sum(by_point)/60, **EXACT)
+    assert_close(noise_distribution(data, 'uniform'), torch.full((5,), .2), **EXACT)
 
 
 # --- the trainer
@@ -162,8 +169,8 @@ def literal_training(data, setting, epochs, batch_size, decay):
     theta = initial(data, 'linear').requires_grad_()
     kind, lr = setting.schedule.split()
     optimizer, rng = torch.optim.Adam([theta], lr=float(lr)), data.rng(1)
-    eta = noise_probs(data, setting.noise) if setting.noise else torch.ones(5)
-    table = (noise_bank(data, setting).T*eta).round().long() if setting.drawn else None
+    eta = noise_distribution(data, setting.noise) if setting.noise else torch.ones(5)
+    table = (noise_table(data, setting).T*eta).round().long() if setting.drawn else None
     for epoch in range(epochs):
         if kind == 'cosine': optimizer.param_groups[0]['lr'] = float(lr)*(1 + math.cos(math.pi*epoch/decay))/2
         place = 0
@@ -183,7 +190,8 @@ def literal_training(data, setting, epochs, batch_size, decay):
 
 def test_every_setting_is_its_literal_program(data):
     settings = [Setting(), *settings_grid(candidates=['in-batch'], schedules=['constant 0.01'])[1:],
-                Setting('InfoNCE', 'uniform', '8', 'cosine 0.01'), Setting('InfoNCE', 'marginal', '2'), Setting('NLL', '', '', 'cosine 0.01')]
+                Setting('InfoNCE', 'uniform', '8', 'cosine 0.01'), Setting('InfoNCE', 'marginal', '2'),
+                Setting('NLL', '', '', 'cosine 0.01')]
     fits = fit_gmm(data, settings, epochs=2, decay=3, batch_size=128, dtype=torch.float64)
     for s, last in zip(settings, fits['last']):
         assert_close(last, literal_training(data, s, 2, 128, 2), msg=lambda m, s=s: f'{s}: {m}', **EXACT)
@@ -192,11 +200,13 @@ def test_residual_at_full_size_against_the_definition():
     data, settings = toy_data(70, 2), settings_grid(schedules=['constant 0.01'])
     fleet = Fleet(data, settings, batch_size=64, dtype=torch.float64)
     x, y = data.points[data.index[64:128]], data.labels[64:128]
-    got = weighted_softmax(fleet, x, y, torch.bincount(y, minlength=20).double(), slice(64, 128)).view(len(settings), 20, 64)
-    for s, p in zip(fleet.settings, got):
+    counts = torch.bincount(y, minlength=20).double()
+    got = weighted_softmax(fleet.adam.theta, fleet.weights, x, y, counts, slice(64, 128), fleet.buffer)
+    for s, p in zip(fleet.settings, got.view(len(settings), 20, 64)):
+        own = torch.nn.functional.one_hot(y, 20)
         if s.loss == 'NLL': w = torch.ones(20)
-        elif s.drawn: w = noise_bank(data, s).T[64:128] + torch.nn.functional.one_hot(y, 20)/noise_probs(data, s.noise)
-        else: w = torch.bincount(y, minlength=20)/noise_probs(data, s.noise)
+        elif s.drawn: w = noise_table(data, s).T[64:128] + own/noise_distribution(data, s.noise)
+        else: w = torch.bincount(y, minlength=20)/noise_distribution(data, s.noise)
         e = (x @ initial(data, 'linear').T).exp()*w
         assert_close(p.T, e/e.sum(1, keepdim=True), **EXACT)
 
@@ -215,9 +225,10 @@ def test_early_stopping_keeps_the_best(data):
     fits = fit_gmm(data, [s], epochs=400, patience=5, batch_size=64, dtype=torch.float64)
     fleet = Fleet(data, [s], batch_size=64, dtype=torch.float64)
     for epoch in range(fits['epochs'][0]):
-        one_epoch(fleet, epoch)
-        log_p = torch.log_softmax(data.points @ fleet.theta[0].T, 1)
-        trace.append((-(data.valid_counts*log_p).sum().item()/100, fleet.theta[0].clone()))
+        fleet.train_epoch(epoch)
+        theta = fleet.adam.theta[0].clone()
+        log_p = torch.log_softmax(data.points @ theta.T, 1)
+        trace.append((-(data.valid_counts*log_p).sum().item()/100, theta))
     best = min(range(len(trace)), key=lambda i: trace[i][0])
     assert fits['best_epoch'][0] == best + 1 and fits['epochs'][0] == best + 6 < 400
     assert fits['valid_nll'][0].item() == pytest.approx(trace[best][0], abs=1e-12)
@@ -226,16 +237,17 @@ def test_early_stopping_keeps_the_best(data):
 
 def test_float32_follows_float64(data):
     settings = settings_grid(candidates=['in-batch', '2'], schedules=['constant 0.001'])
-    single, double = (fit_gmm(data, settings, epochs=20, patience=20, batch_size=64, dtype=d)['last'] for d in (torch.float32, torch.float64))
+    single, double = (fit_gmm(data, settings, epochs=20, patience=20, batch_size=64, dtype=dtype)['last']
+                      for dtype in (torch.float32, torch.float64))
     assert single.dtype == torch.float32
     assert_close(single.double(), double, rtol=0, atol=1e-4)
 
 @pytest.mark.parametrize('call, message', [
     (lambda: Setting('MSE'), "loss must be 'NLL' or 'InfoNCE', got 'MSE'"),
     (lambda: Setting('InfoNCE', 'zipf', '8'), "noise must be one of .* got 'zipf'"),
-    (lambda: Setting('InfoNCE', 'counts', 'all'), "candidates must be 'in-batch' or a number of noise labels, got 'all'"),
+    (lambda: Setting('InfoNCE', 'counts', 'all'), "candidates must be 'in-batch' or a number .* got 'all'"),
     (lambda: Setting(schedule='step 0.1'), "schedule must be .* got 'step 0.1'"),
-    (lambda: fit_gmm(None, [Setting(schedule='converged')]), 'settings must be Setting objects with a learning-rate schedule'),
+    (lambda: fit_gmm(None, [Setting(schedule='converged')]), 'settings must be Setting objects with a learning-rate'),
     (lambda: fit_gmm(toy_data(0, **SMALL), [Setting()], init='ones'), "init must be one of .* got 'ones'"),
 ])
 def test_setting_errors(call, message):
@@ -250,11 +262,11 @@ def test_mle_is_a_minimum(data):
     rows = torch.nn.functional.cross_entropy(data.points[data.index] @ free.T, data.labels)
     assert torch.autograd.grad(rows, free)[0].abs().max() < 1e-9 and gradient < 1e-9 and 1 < steps < 20
     fits = fit_gmm(data, settings_grid(candidates=['in-batch', '8']), epochs=60, batch_size=64, dtype=torch.float64)
-    for k in ('theta', 'last'):
-        for t in fits[k]: assert torch.nn.functional.cross_entropy(data.points[data.index] @ t.T, data.labels) > rows
+    for t in (*fits['theta'], *fits['last']):
+        assert torch.nn.functional.cross_entropy(data.points[data.index] @ t.T, data.labels) > rows
 
 def test_newton_with_row_weights_zeroes_the_literal_gradient(data):
-    eta = noise_probs(data, 'uniform')
+    eta = noise_distribution(data, 'uniform')
     w = drawn_weights(noise_counts(eta, 3, 500, data.rng(7)), data.labels, eta)
     own = torch.nn.functional.one_hot(data.labels, 5).double()
     theta, gradient, _ = newton(data.points[data.index], own, w)
@@ -263,7 +275,8 @@ def test_newton_with_row_weights_zeroes_the_literal_gradient(data):
 def test_decayed_training_reaches_the_mle():
     data = toy_data(60, 0, 'pairs', num_classes=4, num_points=50, num_labels=4_000, num_valid=200, num_fresh=10)
     mle = newton(data.points, data.counts)[0]
-    fits = fit_gmm(data, [Setting('NLL', '', '', 'cosine 0.01'), Setting('InfoNCE', 'counts', 'in-batch', 'cosine 0.01')], epochs=150, decay=150, batch_size=100)
+    settings = [Setting('NLL', '', '', 'cosine 0.01'), Setting('InfoNCE', 'counts', 'in-batch', 'cosine 0.01')]
+    fits = fit_gmm(data, settings, epochs=150, decay=150, batch_size=100)
     for t in fits['last']: assert kl_error(data.points, mle, t) < 2e-5 < .05*kl_error(data.points, data.theta, mle)
 
 def test_mle_error_is_near_the_floor():
@@ -271,7 +284,7 @@ def test_mle_error_is_near_the_floor():
     for seed in range(30):
         data = toy_data(60, seed, 'pairs', num_classes=3, num_points=40, num_labels=3_000, num_valid=1, num_fresh=1)
         errors.append(kl_error(data.points, data.theta, newton(data.points, data.counts)[0]).item())
-    assert np.mean(errors) == pytest.approx(efficient_floor(3, 3, 3_000), rel=.3)      # 30 seeds of 6 parameters: sd 0.1
+    assert np.mean(errors) == pytest.approx(efficient_floor(3, 3, 3_000), rel=.3)  # 30 seeds of 6 parameters: sd 0.1
     assert efficient_floor(20, 20, 32_000) == 380/64_000
 
 
@@ -281,7 +294,8 @@ JOB = dict(construction='pairs', alignment=40, seed=0, sizes=SMALL)
 FEW = dict(epochs=3, decay=3, batch_size=64)
 
 def test_ledger_resumes():
-    settings = [*settings_grid(['counts', 'uniform'], ['in-batch', '2']), Setting(schedule='converged'), Setting('InfoNCE', 'counts', '2', 'converged')]
+    settings = [*settings_grid(['counts', 'uniform'], ['in-batch', '2']), Setting(schedule='converged'),
+                Setting('InfoNCE', 'counts', '2', 'converged')]
     whole, first, rest = [], [], []
     run_jobs([JOB | dict(settings=settings)], whole.append, **FEW)
     run_jobs([JOB | dict(settings=settings[:4])], first.append, **FEW)
@@ -299,7 +313,7 @@ def test_rows_are_what_was_trained():
     fits = fit_gmm(data, settings[:2], **FEW)
     mle = newton(data.points, data.counts)[0]
     for row, s, theta, last in zip(rows, settings, [*fits['theta'], mle], [*fits['last'], mle]):
-        assert {k: row[k] for k in asdict(s)} == asdict(s) and list(row)[:8] == KEY
+        assert {k: row[k] for k in asdict(s)} == asdict(s) and list(row)[:8] == GMM_KEY
         assert row['kl_fresh'] == pytest.approx(kl_error(data.fresh, data.theta, theta).item(), rel=1e-3)
         assert row['last_train'] == pytest.approx(kl_error(data.points, data.theta, last).item(), rel=1e-3)
     assert [r['epochs'] for r in rows] == [3, 3, 0]
@@ -307,13 +321,12 @@ def test_rows_are_what_was_trained():
 def test_drawn_converged_uses_the_noise_table():
     "Newton's estimate for noise drawn once is the minimum of the loss with the noise table of the trainer."
     s, data = Setting('InfoNCE', 'marginal', '2', 'converged'), toy_data(40, 0, 'pairs', **SMALL)
-    from softnce.experiments.gmm import converged
-    eta, own = noise_probs(data, 'marginal'), torch.nn.functional.one_hot(data.labels, 5)
-    theta = converged(data, s)
-    assert weighted_grad(data.points[data.index], data.labels, theta, noise_bank(data, s).T + own/eta).abs().max() < 1e-9
+    eta, own = noise_distribution(data, 'marginal'), torch.nn.functional.one_hot(data.labels, 5)
+    theta, weights = converged_estimate(data, s), noise_table(data, s).T + own/eta
+    assert weighted_grad(data.points[data.index], data.labels, theta, weights).abs().max() < 1e-9
     for n in NOISES:
-        w = data.labels.bincount(minlength=5)/500/noise_probs(data, n)
-        theta = converged(data, Setting('InfoNCE', n, 'in-batch', 'converged'))
+        w = data.labels.bincount(minlength=5)/500/noise_distribution(data, n)
+        theta = converged_estimate(data, Setting('InfoNCE', n, 'in-batch', 'converged'))
         assert weighted_grad(data.points[data.index], data.labels, theta, w).abs().max() < 1e-9
 
 @pytest.mark.slow

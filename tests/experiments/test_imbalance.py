@@ -1,4 +1,7 @@
-"softnce.experiments.imbalance: where the in-batch and the fresh InfoNCE loss are smallest, by exact enumeration; a bias absorbs eta; priors after training."
+"""softnce.experiments.imbalance: where the in-batch and the fresh InfoNCE loss are smallest, by exact enumeration.
+
+A bias absorbs eta; priors can be chosen after training.
+"""
 import itertools, math
 import pytest, torch
 from hypothesis import given, strategies as st
@@ -22,7 +25,8 @@ def loops(scores, joint, noise, size):
     for x, k in itertools.product(*map(range, joint.shape)):
         for others in itertools.product(range(joint.shape[1]), repeat=size):
             p = joint[x, k]*math.prod(float(noise[o]) for o in others)
-            total = total - p*(scores[x, k] - torch.logsumexp(torch.stack([scores[x, k], *(scores[x, o] for o in others)]), 0))
+            candidates = torch.stack([scores[x, k], *(scores[x, o] for o in others)])
+            total = total - p*(scores[x, k] - torch.logsumexp(candidates, 0))
     return total
 
 
@@ -33,7 +37,8 @@ def loops(scores, joint, noise, size):
 def test_the_claimed_optimum_has_no_gradient(seed, size, eta, source):
     joint = random_joint(seed)
     pi = joint.sum(0)
-    eta = dict(empirical=pi, uniform=torch.full((3,), 1/3, **D), inverse=(1/pi)/(1/pi).sum(), random=torch.tensor([.2, .3, .5], **D))[eta]
+    eta = dict(empirical=pi, uniform=torch.full((3,), 1/3, **D), inverse=(1/pi)/(1/pi).sum(),
+               random=torch.tensor([.2, .3, .5], **D))[eta]
     nu = pi if source == 'batch' else eta
     conditional = joint/joint.sum(1, keepdim=True)
     logits = optimal_logits(conditional, eta, nu).requires_grad_()
@@ -57,9 +62,10 @@ def test_fresh_noise_comes_from_eta_and_not_from_the_batch():
     joint, eta = random_joint(1), torch.tensor([.1, .2, .7], **D)
     logits, (x, y) = torch.randn(2, 3, **D), torch.tensor(list(itertools.product(range(2), range(3)))).T
     source = Fresh(2, generator=torch.Generator().manual_seed(0))
-    draws = torch.stack([joint.flatten() @ info_nce(logits[x], y, noise_probs=eta, noise_samples=source, reduction='none') for _ in range(3000)])
-    want = loops(logits-eta.log(), joint, eta, 2)
-    assert abs(draws.mean()-want) < 5*draws.std()/3000**.5 and abs(loops(logits-eta.log(), joint, joint.sum(0), 2)-want) > 20*draws.std()/3000**.5
+    def draw(): return info_nce(logits[x], y, noise_probs=eta, noise_samples=source, reduction='none')
+    draws = torch.stack([joint.flatten() @ draw() for _ in range(3000)])
+    fresh, in_batch = (loops(logits-eta.log(), joint, noise, 2) for noise in (eta, joint.sum(0)))
+    assert abs(draws.mean()-fresh) < 5*draws.std()/3000**.5 and abs(in_batch-fresh) > 20*draws.std()/3000**.5
 
 
 @pytest.mark.parametrize('optimizer', [torch.optim.SGD, torch.optim.Adam])
@@ -70,9 +76,13 @@ def test_a_moved_bias_absorbs_eta(optimizer):
     for eta in (torch.tensor([.7, .25, .05], **D), torch.full((3,), 1/3, **D), torch.tensor([.1, .1, .8], **D)):
         W, b = torch.zeros(3, 4, requires_grad=True, **D), eta.log().requires_grad_()
         opt, loss = optimizer([W, b], lr=.1), InfoNCE(noise_probs=eta)
-        for _ in range(50): opt.zero_grad(); loss(x @ W.T + b, y).backward(); opt.step()
+        for _ in range(50):
+            opt.zero_grad()
+            loss(x @ W.T + b, y).backward()
+            opt.step()
         out.append((x @ W.T + b - eta.log()).detach())
-    tolerance = 1e-10 if optimizer is torch.optim.SGD else 1e-7  # Adam divides a rounding of a zero gradient by its epsilon, 1e-8
+    # Adam divides a rounding of a zero gradient by its epsilon, 1e-8
+    tolerance = 1e-10 if optimizer is torch.optim.SGD else 1e-7
     for o in out[1:]: torch.testing.assert_close(o, out[0], rtol=0, atol=tolerance)
 
 
@@ -91,7 +101,10 @@ def test_scores_give_the_posterior_under_any_prior(seed):
 
 def test_errors_name_the_argument():
     p, c = torch.full((3,), 1/3), torch.full((2, 3), 1/3)
-    for args, name in (((c*2, p, p), 'conditional must sum to 1'), ((c, torch.tensor([1., 0., 0.]), p), 'noise_probs must be positive'), ((c, p, c), 'candidate_probs must have shape')):
-        with pytest.raises(ValueError, match=name): optimal_logits(*args)
+    calls = {'conditional must sum to 1': (c*2, p, p), 'candidate_probs must have shape': (c, p, c),
+             'noise_probs must be positive': (c, torch.tensor([1., 0., 0.]), p)}
+    for message, args in calls.items():
+        with pytest.raises(ValueError, match=message): optimal_logits(*args)
     with pytest.raises(ValueError, match='scores must be'): posterior(torch.zeros(2, 4), p)
-    with pytest.raises(ValueError, match='prior must be positive'): posterior(torch.zeros(2, 3), torch.tensor([1., 0., 0.]))
+    with pytest.raises(ValueError, match='prior must be positive'):
+        posterior(torch.zeros(2, 3), torch.tensor([1., 0., 0.]))

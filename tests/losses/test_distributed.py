@@ -10,8 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from softnce.distributed import micro_batch_noise, rank_weight, targets_of_ranks
-from softnce.losses import (InfoNCE, SoftDistributionInfoNCE, SoftTargetInfoNCE, info_nce, linear_soft_target_info_nce, nll, sample_labels,
-                            soft_distribution_info_nce, soft_target_cross_entropy, soft_target_info_nce)
+from softnce.losses import (InfoNCE, SoftDistributionInfoNCE, SoftTargetInfoNCE, info_nce, linear_soft_target_info_nce,
+                            nll, sample_labels, soft_distribution_info_nce, soft_target_cross_entropy,
+                            soft_target_info_nce)
 from softnce.noise import ClosedForm, Fresh, InBatch, Queue
 from softnce.targets import SparseTargets, mix, smooth
 
@@ -19,7 +20,8 @@ K, D, N = 5, 3, 12
 PARTS = {'2 ranks': (6, 6), '2 uneven ranks': (7, 5), '4 ranks': (3, 3, 3, 3), '4 uneven ranks': (5, 1, 2, 4)}
 KINDS = 'ids', 'dense', 'sparse', 'varied'
 PAIRS = ([(info_nce, 'ids'), (nll, 'ids')] + [(soft_distribution_info_nce, k) for k in KINDS[1:]]
-         + [(loss, k) for loss in (soft_target_info_nce, linear_soft_target_info_nce, soft_target_cross_entropy) for k in KINDS])
+         + [(loss, k) for loss in (soft_target_info_nce, linear_soft_target_info_nce, soft_target_cross_entropy)
+            for k in KINDS])
 WITHOUT_NOISE = nll, soft_target_cross_entropy
 ETA = torch.tensor([.3, .1, .2, .25, .15], dtype=torch.float64)
 
@@ -52,9 +54,11 @@ SOURCES = {
 
 
 def pairs(source):
-    "Losses and kinds of targets that go with a source. A loss that draws labels of soft noise draws other ones on each rank."
+    """Losses and kinds of targets that go with a source. A loss that draws labels draws other ones of soft noise
+    on each rank."""
     drawn = source in ('extra dense', 'extra sparse')
-    return [(loss, kind) for loss, kind in PAIRS if not (drawn and loss is soft_distribution_info_nce) and not (source != 'batch' and loss in WITHOUT_NOISE)]
+    return [(loss, kind) for loss, kind in PAIRS
+            if not (drawn and loss is soft_distribution_info_nce) and not (source != 'batch' and loss in WITHOUT_NOISE)]
 
 
 def steps(source): return range({'queue': 3, 'fresh': 2}.get(source, 1))
@@ -81,7 +85,8 @@ def rank_step(loss, kind, source, w, step, rank, slices):
     b = batch(step)
     sampled = loss is soft_distribution_info_nce
     if len(slices) == 1 and loss not in WITHOUT_NOISE:
-        return call(loss, b['x'][slices[0]], w, b[kind][slices[0]], source, **(dict(generator=generator(rank, step, 0)) if sampled else {}))
+        return call(loss, b['x'][slices[0]], w, b[kind][slices[0]], source,
+                    **(dict(generator=generator(rank, step, 0)) if sampled else {}))
     targets = [b[kind][rows] for rows in slices]
     if sampled: targets = [sample_labels(t, generator(rank, step, i)) for i, t in enumerate(targets)]
     sources = [None]*len(slices) if loss in WITHOUT_NOISE else micro_batch_noise(targets, source)
@@ -93,7 +98,8 @@ def large_step(loss, kind, source, w, step, ranks):
     b, rows = batch(step), slice(ranks[0][1][0].start, ranks[-1][1][-1].stop)
     targets = b[kind][rows]
     if loss is soft_distribution_info_nce:
-        loss, targets = info_nce, torch.cat([sample_labels(b[kind][s], generator(rank, step, i)) for rank, slices in ranks for i, s in enumerate(slices)])
+        loss, targets = info_nce, torch.cat([sample_labels(b[kind][s], generator(rank, step, i))
+                                             for rank, slices in ranks for i, s in enumerate(slices)])
     return call(loss, b['x'][rows], w, targets, source)
 
 
@@ -127,7 +133,8 @@ def of_large_batch(parts, accumulate, name):
 def test_ranks_together_are_the_global_batch(pool, world, accumulate, source):
     parts = PARTS[world]
     expected = of_large_batch(parts, accumulate, source)
-    for found in pool.run(len(parts), of_rank, parts, accumulate, source): assert_close(found, expected, rtol=0, atol=1e-12)
+    for found in pool.run(len(parts), of_rank, parts, accumulate, source):
+        assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('source', SOURCES)
@@ -139,7 +146,8 @@ def test_accumulation_without_a_group_is_the_large_batch(source):
 
 def naive(rank, parts):
     w, b = weights(), batch(0)
-    value = sum(call(soft_target_info_nce, b['x'][rows], w, b['dense'][rows], None) for rows in rows_of(parts, rank, True)).detach()
+    value = sum(call(soft_target_info_nce, b['x'][rows], w, b['dense'][rows], None)
+                for rows in rows_of(parts, rank, True)).detach()
     dist.all_reduce(value)
     return value
 
@@ -150,7 +158,9 @@ def test_naive_accumulation_is_another_loss(pool):
     for value in pool.run(2, naive, parts): assert (value - large).abs() > .1
 
 
-def own_draws(rank): return Fresh(8, generator=generator(rank), local=True).draw(ETA).indices, Fresh(8, generator=generator(rank)).draw(ETA).indices
+def own_draws(rank):
+    return (Fresh(8, generator=generator(rank), local=True).draw(ETA).indices,
+            Fresh(8, generator=generator(rank)).draw(ETA).indices)
 
 
 def test_fresh_draws_are_those_of_rank_zero_unless_local(pool):
@@ -237,11 +247,13 @@ def a_rank_of_ddp(rank, parts, accumulate):
     torch.manual_seed(0)
     net = torch.nn.Linear(D, K).double()
     model = DistributedDataParallel(net) if dist.is_initialized() else net
-    loss, optimizer = SoftTargetInfoNCE(noise_probs=ETA, noise_samples=Queue(N + 5)), torch.optim.SGD(model.parameters(), .5)
+    loss = SoftTargetInfoNCE(noise_probs=ETA, noise_samples=Queue(N + 5))
+    optimizer = torch.optim.SGD(model.parameters(), .5)
     for step in range(3):
         b, slices = batch(step), rows_of(parts, rank, accumulate)
         targets = [b['sparse'][rows] for rows in slices]
-        sources, weight, n = micro_batch_noise(targets, loss.noise_samples), rank_weight(targets), sum(map(len, targets))
+        sources, weight = micro_batch_noise(targets, loss.noise_samples), rank_weight(targets)
+        n = sum(map(len, targets))
         for i, (rows, t, source) in enumerate(zip(slices, targets, sources)):
             with model.no_sync() if dist.is_initialized() and i < len(slices)-1 else contextlib.nullcontext():
                 (weight*len(t)/n*loss(model(b['x'][rows]), t, noise_samples=source)).backward()
@@ -254,7 +266,8 @@ def a_rank_of_ddp(rank, parts, accumulate):
 @pytest.mark.parametrize('world', PARTS)
 def test_ddp_takes_the_steps_of_one_process(pool, world, accumulate):
     expected = a_rank_of_ddp(0, (N,), False)
-    for found in pool.run(len(PARTS[world]), a_rank_of_ddp, PARTS[world], accumulate): assert_close(found, expected, rtol=0, atol=1e-12)
+    for found in pool.run(len(PARTS[world]), a_rank_of_ddp, PARTS[world], accumulate):
+        assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def compiled(rank):
@@ -262,13 +275,16 @@ def compiled(rank):
     b, w, results = batch(rank), weights().detach(), []
     f = lambda x, t, source: soft_target_info_nce(x @ w, t, noise_probs=ETA, noise_samples=source)
     for kind in ('ids', 'dense', 'sparse'):
-        for source, whole in ((micro_batch_noise([b[kind]])[0], True), (micro_batch_noise([b[kind]], Queue(8))[0], True), (None, False), (Fresh(4, local=True), False)):
+        for source, whole in ((micro_batch_noise([b[kind]])[0], True),
+                              (micro_batch_noise([b[kind]], Queue(8))[0], True),
+                              (None, False), (Fresh(4, local=True), False)):
             x = b['x'].clone().requires_grad_()
             torch.manual_seed(1)
             expected = f(x, b[kind], source)
             torch.manual_seed(1)
             value = torch.compile(f, fullgraph=whole, backend='eager')(x, b[kind], source)
-            results.append((value.detach(), expected.detach(), torch.autograd.grad(value, x)[0], torch.autograd.grad(expected, x)[0]))
+            results.append((value.detach(), expected.detach(),
+                            torch.autograd.grad(value, x)[0], torch.autograd.grad(expected, x)[0]))
         torch.compiler.reset()
     return results
 
@@ -310,14 +326,17 @@ def test_sources_of_a_step():
     parts = [b['dense'][:3], b['dense'][3:5]]
     for bad in ([], [b['dense'], b['ids']], [b['dense'], b['sparse']]):
         with pytest.raises(ValueError, match='step_targets must be targets of one kind'): micro_batch_noise(bad)
-    with pytest.raises(ValueError, match='made for 3 rows, got targets of 2'): call(soft_target_info_nce, b['x'][:2], w, parts[1], micro_batch_noise(parts)[0])
+    with pytest.raises(ValueError, match='made for 3 rows, got targets of 2'):
+        call(soft_target_info_nce, b['x'][:2], w, parts[1], micro_batch_noise(parts)[0])
     loss = SoftDistributionInfoNCE(noise_samples=b['dense'])
-    with pytest.raises(ValueError, match='targets must be class ids in a micro-batch'): loss(b['x'][:3] @ w, parts[0], noise_samples=micro_batch_noise(parts)[0])
+    with pytest.raises(ValueError, match='targets must be class ids in a micro-batch'):
+        loss(b['x'][:3] @ w, parts[0], noise_samples=micro_batch_noise(parts)[0])
     ids = [b['ids'][:3], b['ids'][3:5]]
     with pytest.raises(ValueError, match='noise_samples must be class ids in a micro-batch'):
         loss(b['x'][:3] @ w, ids[0], noise_samples=micro_batch_noise(ids, loss.noise_samples)[0])
     bad = [parts[0], parts[1]*2]
-    with pytest.raises(ValueError, match='noise_samples must sum to 1'): call(soft_target_info_nce, b['x'][:3], w, bad[0], micro_batch_noise(bad)[0])
+    with pytest.raises(ValueError, match='noise_samples must sum to 1'):
+        call(soft_target_info_nce, b['x'][:3], w, bad[0], micro_batch_noise(bad)[0])
 
 
 def test_evaluation_leaves_a_queue_alone():
@@ -330,8 +349,11 @@ def test_evaluation_leaves_a_queue_alone():
 def test_modules_take_the_noise_of_one_call(module):
     b, w = batch(0), weights()
     own = module(ETA, .7, noise_samples=EXTRA['ids'])
-    assert_close(own(b['x'] @ w, b['ids'], noise_samples=InBatch()), module(ETA, .7)(b['x'] @ w, b['ids']), rtol=0, atol=0)
-    assert_close(own(b['x'] @ w, b['ids']), info_nce(b['x'] @ w, b['ids'], noise_probs=ETA, temperature=.7, noise_samples=EXTRA['ids']), rtol=0, atol=0)
+    assert_close(own(b['x'] @ w, b['ids'], noise_samples=InBatch()), module(ETA, .7)(b['x'] @ w, b['ids']),
+                 rtol=0, atol=0)
+    assert_close(own(b['x'] @ w, b['ids']),
+                 info_nce(b['x'] @ w, b['ids'], noise_probs=ETA, temperature=.7, noise_samples=EXTRA['ids']),
+                 rtol=0, atol=0)
 
 
 def test_targets_with_a_graph_lend_no_gradient_to_other_rows():

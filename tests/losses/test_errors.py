@@ -6,8 +6,9 @@ import torch
 
 import oracles as o
 from softnce import targets as targets_module
-from softnce.losses import (NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE, info_nce, linear_soft_target_info_nce,
-                            nll, soft_distribution_info_nce, soft_target_cross_entropy, soft_target_info_nce)
+from softnce.losses import (NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE, info_nce,
+                            linear_soft_target_info_nce, nll, soft_distribution_info_nce, soft_target_cross_entropy,
+                            soft_target_info_nce)
 from softnce.noise import ClosedForm, ContinuousCategorical, Fresh, Queue, empirical_noise, uniform_noise
 from softnce.targets import SparseTargets, mix, one_hot, smooth
 
@@ -16,11 +17,15 @@ NAN, INF = math.nan, math.inf
 X, T, Y = o.logits(N, K).detach(), o.simplex(N, K), torch.tensor([0, 2, 1, 0])
 Z, W = o.logits(N, D).detach(), o.logits(K, D).detach()
 HARD = {'nll': nll, 'info_nce': info_nce}
-SOFT = {'soft_target_cross_entropy': soft_target_cross_entropy, 'soft_distribution_info_nce': soft_distribution_info_nce,
+SOFT = {'soft_target_cross_entropy': soft_target_cross_entropy,
+        'soft_distribution_info_nce': soft_distribution_info_nce,
         'soft_target_info_nce': soft_target_info_nce}
-NCE = {'info_nce': lambda **kw: info_nce(X, Y, **kw), 'soft_distribution_info_nce': lambda **kw: soft_distribution_info_nce(X, T, **kw),
-       'soft_target_info_nce': lambda **kw: soft_target_info_nce(X, T, **kw), 'linear': lambda **kw: linear_soft_target_info_nce(Z, W, T, **kw)}
-ALL = {**NCE, 'nll': lambda **kw: nll(X, Y, **kw), 'soft_target_cross_entropy': lambda **kw: soft_target_cross_entropy(X, T, **kw)}
+NCE = {'info_nce': lambda **kw: info_nce(X, Y, **kw),
+       'soft_distribution_info_nce': lambda **kw: soft_distribution_info_nce(X, T, **kw),
+       'soft_target_info_nce': lambda **kw: soft_target_info_nce(X, T, **kw),
+       'linear': lambda **kw: linear_soft_target_info_nce(Z, W, T, **kw)}
+ALL = {**NCE, 'nll': lambda **kw: nll(X, Y, **kw),
+       'soft_target_cross_entropy': lambda **kw: soft_target_cross_entropy(X, T, **kw)}
 
 
 def refuses(match): return pytest.raises(ValueError, match=match)
@@ -59,7 +64,8 @@ def test_reduction(name):
 @pytest.mark.parametrize('name', HARD)
 def test_labels(name):
     f = HARD[name]
-    for bad in (Y[:3], Y[:, None], torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, -1]), Y.float(), Y > 0, Y.tolist()):
+    for bad in (Y[:3], Y[:, None], torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, -1]), Y.float(), Y > 0,
+                Y.tolist()):
         with refuses('^labels'): f(X, bad)
 
 
@@ -71,19 +77,22 @@ def test_labels_say_what_came():
 
 # ---------------------------------------------------------------- targets
 def target_calls():
-    return {**{name: (lambda t, f=f: f(X, t)) for name, f in SOFT.items()}, 'linear': lambda t: linear_soft_target_info_nce(Z, W, t)}
+    return {**{name: (lambda t, f=f: f(X, t)) for name, f in SOFT.items()},
+            'linear': lambda t: linear_soft_target_info_nce(Z, W, t)}
 
 
 @pytest.mark.parametrize('name', target_calls())
 def test_targets(name):
     f = target_calls()[name]
-    bad_shapes = (T[:3], T[:, :2], T[None], o.simplex(N, K + 1), Y[:3], SparseTargets(Y[:, None], torch.ones(N, 1), num_classes=K + 1),
+    bad_shapes = (T[:3], T[:, :2], T[None], o.simplex(N, K + 1), Y[:3],
+                  SparseTargets(Y[:, None], torch.ones(N, 1), num_classes=K + 1),
                   SparseTargets(Y[:3, None], torch.ones(3, 1), num_classes=K))
     for bad in bad_shapes:
         with refuses('^targets'): f(bad)
     for bad in (T.tolist(), torch.eye(K, dtype=torch.long)[Y], None):
         with refuses('^targets'): f(bad)
-    for bad in (spoiled(T, NAN), spoiled(T, INF), spoiled(T, -.1), T*.9, torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, -1, 2]), Y.float()):
+    for bad in (spoiled(T, NAN), spoiled(T, INF), spoiled(T, -.1), T*.9,
+                torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, -1, 2]), Y.float()):
         with refuses('targets'): f(bad)
 
 
@@ -110,7 +119,8 @@ def test_noise_probs_name_the_zero():
 @pytest.mark.parametrize('name', ['soft_target_info_nce', 'linear'])
 def test_noise_samples(name):
     f = NCE[name]
-    for bad in (o.simplex(2, K + 1), o.simplex(2, K)*.5, spoiled(T, NAN), spoiled(T, -.2), T[None], torch.tensor([0, 3]),
+    for bad in (o.simplex(2, K + 1), o.simplex(2, K)*.5, spoiled(T, NAN), spoiled(T, -.2), T[None],
+                torch.tensor([0, 3]),
                 SparseTargets(torch.tensor([[0]]), torch.ones(1, 1), num_classes=K + 1)):
         with refuses('noise_samples'): f(noise_samples=bad)
     with pytest.raises((ValueError, TypeError), match='noise_samples'): f(noise_samples='batch')
@@ -158,10 +168,12 @@ def test_one_hot():
 @pytest.mark.parametrize('eps', [-.1, 1.1, NAN])
 def test_epsilon(eps):
     sparse = SparseTargets(Y[:, None], torch.ones(N, 1), num_classes=K)
-    for call in (lambda: smooth(T, eps), lambda: smooth(sparse, eps), lambda: Fresh(3, epsilon=eps), lambda: ClosedForm(epsilon=eps),
+    for call in (lambda: smooth(T, eps), lambda: smooth(sparse, eps),
+                 lambda: Fresh(3, epsilon=eps), lambda: ClosedForm(epsilon=eps),
                  lambda: SparseTargets(Y[:, None], torch.ones(N, 1), epsilon=eps, num_classes=K)):
         with refuses(f'epsilon.*{eps}'): call()
-    with refuses('epsilon'): SparseTargets(Y[:, None], torch.ones(N, 1), epsilon=torch.tensor([0., .1, .2, eps]), num_classes=K)
+    with refuses('epsilon'):
+        SparseTargets(Y[:, None], torch.ones(N, 1), epsilon=torch.tensor([0., .1, .2, eps]), num_classes=K)
     for m in (NLL(), SoftTargetCrossEntropy(), InfoNCE(), SoftDistributionInfoNCE(), SoftTargetInfoNCE()):
         with refuses('epsilon'): m.probs(X, epsilon=eps)
 
@@ -179,7 +191,8 @@ def test_smooth_and_mix_shapes():
     with refuses('targets'): smooth(T*.5, .1)
     with refuses('background'): smooth(T, .1, torch.full((K + 1,), 1/(K + 1)))
     with refuses('background'): smooth(T, .1, torch.tensor([.5, .6, .2]))
-    with refuses('background'): smooth(SparseTargets(Y[:, None], torch.ones(N, 1), num_classes=K), .1, torch.full((K,), 1/K))
+    with refuses('background'):
+        smooth(SparseTargets(Y[:, None], torch.ones(N, 1), num_classes=K), .1, torch.full((K,), 1/K))
     with refuses('lam'): mix(T, torch.tensor([.1, .2]))
     for bad in (torch.tensor([0, 1]), torch.tensor([0, 1, 2, 4]), torch.tensor([0., 1., 2., 3.])):
         with refuses('permutation'): mix(T, .5, bad)
@@ -188,13 +201,16 @@ def test_smooth_and_mix_shapes():
 def test_sparse_targets():
     good = dict(indices=torch.tensor([[0, 1]]), weights=torch.tensor([[.3, .7]]), num_classes=K)
     SparseTargets(**good)
-    for name, bad in [('indices', torch.tensor([0, 1])), ('indices', torch.tensor([[0, 3]])), ('indices', torch.tensor([[-1, 0]])),
-                      ('indices', torch.tensor([[0., 1.]])), ('weights', torch.tensor([[.3, .3, .4]])), ('weights', torch.tensor([[.3, .6]])),
+    for name, bad in [('indices', torch.tensor([0, 1])), ('indices', torch.tensor([[0, 3]])),
+                      ('indices', torch.tensor([[-1, 0]])),
+                      ('indices', torch.tensor([[0., 1.]])),
+                      ('weights', torch.tensor([[.3, .3, .4]])), ('weights', torch.tensor([[.3, .6]])),
                       ('weights', torch.tensor([[-.3, 1.3]])), ('weights', torch.tensor([[NAN, .7]]))]:
         with refuses(f'^{name}'): SparseTargets(**{**good, name: bad})
     with refuses('^num_classes'): SparseTargets(good['indices'], good['weights'])
     with refuses('epsilon'): SparseTargets(**good, epsilon=torch.tensor([.1, .2]))
-    with refuses('num_classes'): SparseTargets.cat([SparseTargets(**good), SparseTargets(**{**good, 'num_classes': K + 1})])
+    with refuses('num_classes'):
+        SparseTargets.cat([SparseTargets(**good), SparseTargets(**{**good, 'num_classes': K + 1})])
 
 
 # ---------------------------------------------------------------- softnce.noise
@@ -239,14 +255,17 @@ def test_modules_check_their_constants_at_once():
 
 
 # ---------------------------------------------------------------- value checks can be turned off, shape checks cannot
-VALUE_ERRORS = {'negative': lambda: soft_target_info_nce(X, spoiled(T, -.1)), 'sum': lambda: soft_target_info_nce(X, T*.9),
+VALUE_ERRORS = {'negative': lambda: soft_target_info_nce(X, spoiled(T, -.1)),
+                'sum': lambda: soft_target_info_nce(X, T*.9),
                 'nan': lambda: soft_target_cross_entropy(X, spoiled(T, NAN)),
                 'noise': lambda: info_nce(X, Y, noise_probs=torch.tensor([.5, .4, .3], dtype=torch.float64)),
                 'extra': lambda: soft_target_info_nce(X, T, noise_samples=T*.5)}
-SHAPE_ERRORS = {'rows': lambda: soft_target_info_nce(X, T[:3]), 'classes': lambda: soft_target_cross_entropy(X, o.simplex(N, K + 1)),
+SHAPE_ERRORS = {'rows': lambda: soft_target_info_nce(X, T[:3]),
+                'classes': lambda: soft_target_cross_entropy(X, o.simplex(N, K + 1)),
                 'noise': lambda: info_nce(X, Y, noise_probs=torch.full((4,), .25)),
                 'extra': lambda: soft_target_info_nce(X, T, noise_samples=o.simplex(2, 4)),
-                'logits': lambda: nll(X[0], Y), 'labels': lambda: nll(X, Y[:2]), 'reduction': lambda: nll(X, Y, reduction='average')}
+                'logits': lambda: nll(X[0], Y), 'labels': lambda: nll(X, Y[:2]),
+                'reduction': lambda: nll(X, Y, reduction='average')}
 
 
 @pytest.mark.parametrize('name', VALUE_ERRORS)
@@ -263,7 +282,8 @@ def test_value_checks_off(name):
 
 @pytest.mark.parametrize('name', SHAPE_ERRORS)
 def test_shape_checks_stay(name):
-    with targets_module.set_value_checks(False), refuses('logits|labels|targets|noise_probs|noise_samples|reduction'): SHAPE_ERRORS[name]()
+    with targets_module.set_value_checks(False), refuses('logits|labels|targets|noise_probs|noise_samples|reduction'):
+        SHAPE_ERRORS[name]()
 
 
 def test_value_checks_come_back_after_an_error():
@@ -272,5 +292,6 @@ def test_value_checks_come_back_after_an_error():
 
 
 def test_value_checks_do_not_change_the_value():
-    with targets_module.set_value_checks(False): off = soft_target_info_nce(X, T, noise_probs=torch.tensor([.2, .3, .5], dtype=torch.float64))
+    with targets_module.set_value_checks(False):
+        off = soft_target_info_nce(X, T, noise_probs=torch.tensor([.2, .3, .5], dtype=torch.float64))
     assert torch.equal(off, soft_target_info_nce(X, T, noise_probs=torch.tensor([.2, .3, .5], dtype=torch.float64)))

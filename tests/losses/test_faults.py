@@ -1,4 +1,5 @@
-"Faults that the losses had, each kind over: masked classes, shifts, sure rows, queues, sparse gradients, compilation, messages."
+"""Faults that the losses had, each kind over: masked classes, shifts, sure rows, queues, sparse gradients, compilation,
+messages."""
 import subprocess
 import sys
 import threading
@@ -10,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import softnce
-from softnce import (NLL, ClosedForm, Fresh, InBatch, InfoNCE, Queue, SoftTargetCrossEntropy, SoftTargetInfoNCE, SparseTargets,
-                     info_nce, linear_soft_target_info_nce, mix, nll, one_hot, set_value_checks, smooth,
+from softnce import (NLL, ClosedForm, Fresh, InBatch, InfoNCE, Queue, SoftTargetCrossEntropy, SoftTargetInfoNCE,
+                     SparseTargets, info_nce, linear_soft_target_info_nce, mix, nll, one_hot, set_value_checks, smooth,
                      soft_distribution_info_nce, soft_target_cross_entropy, soft_target_info_nce)
-from softnce.contrast.sums import set_backend
+from softnce.contrast import set_backend
 
 INF = float('inf')
 BACKENDS = ['torch', 'reference', None]
@@ -29,7 +30,8 @@ def kinds(y, K, dtype=torch.float32):
     empty = torch.tensor([[1., 0.]], dtype=dtype).expand(len(y), 2)
     padded = SparseTargets(torch.stack([y, torch.zeros_like(y)], 1), empty, num_classes=K)
     mixed = mix(hard, .7)
-    return {'ids': y, 'one class': hard, 'padded': padded, 'mixed': mixed, 'dense': mixed.dense(), 'one-hot': hard.dense()}
+    return {'ids': y, 'one class': hard, 'padded': padded, 'mixed': mixed, 'dense': mixed.dense(),
+            'one-hot': hard.dense()}
 
 
 KINDS = list(kinds(torch.tensor([1, 2]), 3))
@@ -105,7 +107,8 @@ def test_a_masked_class_leaves_value_and_gradient_finite(N, K, name, kind, backe
 @pytest.mark.parametrize('name', ['cross-entropy', 'in batch', 'closed form'])
 def test_mass_on_a_masked_class_is_an_infinite_loss(name):
     logits = torch.tensor([[-INF, 0., 1.], [0., 1., 2.]])
-    for t in (torch.tensor([0, 1]), mix(SparseTargets.from_labels(torch.tensor([0, 1]), 3), .7), torch.eye(3)[:2]*.5 + .5/3):
+    for t in (torch.tensor([0, 1]), mix(SparseTargets.from_labels(torch.tensor([0, 1]), 3), .7),
+              torch.eye(3)[:2]*.5 + .5/3):
         assert LOSSES[name](logits, t)[0] == INF
 
 
@@ -114,7 +117,8 @@ def test_a_masked_class_of_a_linear_head():
     z, W, bias, y = torch.randn(8, 4), torch.randn(6, 4), torch.randn(6), torch.randint(1, 6, (8,))
     bias[0] = -INF
     for t in kinds(y, 6).values():
-        linear = value_and_gradient(lambda z, t: linear_soft_target_info_nce(z, W, t, bias=bias, reduction='none'), z, t)
+        linear = value_and_gradient(
+            lambda z, t: linear_soft_target_info_nce(z, W, t, bias=bias, reduction='none'), z, t)
         logits = value_and_gradient(lambda z, t: soft_target_info_nce(z @ W.T + bias, t, reduction='none'), z, t)
         torch.testing.assert_close(linear, logits, rtol=1e-5, atol=1e-6)
 
@@ -144,10 +148,12 @@ def test_sure_rows_keep_their_relative_accuracy(kind, scale, backend):
     torch.manual_seed(0)
     N, K = 256, 300
     hard = SparseTargets.from_labels(torch.randperm(K)[:N], K)
-    t = {'ids': hard, 'smoothed': smooth(hard, .05), 'dense': smooth(hard, .05).dense(), 'mixed': smooth(mix(hard, .9), .05)}[kind]
+    t = {'ids': hard, 'smoothed': smooth(hard, .05), 'dense': smooth(hard, .05).dense(),
+         'mixed': smooth(mix(hard, .9), .05)}[kind]
     logits = scale*(t if isinstance(t, torch.Tensor) else t.dense()) + .1*torch.randn(N, K)
     with set_backend(backend): value, gradient = value_and_gradient(LOSSES['in batch'], logits, t)
-    with set_backend('reference'): truth, slope = value_and_gradient(LOSSES['in batch'], logits.double(), t.to(torch.float64))
+    with set_backend('reference'):
+        truth, slope = value_and_gradient(LOSSES['in batch'], logits.double(), t.to(torch.float64))
     assert (truth > 0).all()
     torch.testing.assert_close(value.double(), truth, rtol=2e-5, atol=0)  # scores of 60 are rounded to 4e-6
     torch.testing.assert_close(gradient.double(), slope, rtol=1e-3, atol=2e-5*slope.abs().max().item())
@@ -192,7 +198,8 @@ def test_recomputation_pushes_once_and_sees_the_same_noise(reentrant):
             x, y = torch.randn(6, 4), torch.randint(5, (6,))
             def forward(x, w): return loss(x @ w, y)
             value = checkpoint(forward, x, w, use_reentrant=reentrant) if recompute else forward(x, w)
-            gradients.append(torch.autograd.grad(value, w)[0] if not reentrant else (w.grad, value.backward(), w.grad)[2].clone())
+            gradients.append(torch.autograd.grad(value, w)[0] if not reentrant
+                             else (w.grad, value.backward(), w.grad)[2].clone())
         assert len(loss.noise_samples.targets) == 18
     torch.testing.assert_close(gradients[:3], gradients[3:])
 
@@ -228,7 +235,8 @@ def test_a_sparse_gradient_is_always_sparse(N, noise):
     z, W, y = torch.randn(N, 4), nn.Parameter(torch.randn(50, 4)), torch.randint(50, (N,))
     for t in (y, smooth(mix(SparseTargets.from_labels(y, 50), .7), .1)):
         eps = 0. if t is y else .1
-        source = {'queue': Queue(4), 'fresh': Fresh(4, epsilon=eps), 'ids': smooth(SparseTargets.from_labels(y, 50), eps)}.get(noise)
+        source = {'queue': Queue(4), 'fresh': Fresh(4, epsilon=eps),
+                  'ids': smooth(SparseTargets.from_labels(y, 50), eps)}.get(noise)
         linear_soft_target_info_nce(z, W, t, noise_samples=source, sparse_grad=True).backward()
         assert W.grad.is_sparse
         torch.optim.SparseAdam([W]).step()
@@ -242,7 +250,8 @@ def test_a_sparse_gradient_is_refused_where_it_would_be_dense(noise):
         linear_soft_target_info_nce(z, W, one_hot(y, 5), noise_samples=noise, sparse_grad=True)
     if noise is not None:
         with pytest.raises(ValueError, match='sparse_grad'):
-            linear_soft_target_info_nce(z, W, smooth(SparseTargets.from_labels(y, 5), .1), noise_samples=noise, sparse_grad=True)
+            linear_soft_target_info_nce(z, W, smooth(SparseTargets.from_labels(y, 5), .1), noise_samples=noise,
+                                        sparse_grad=True)
 
 
 # ---------------------------------------------------------------- empty batches, precision, default dtype
@@ -301,7 +310,8 @@ def test_meta_and_fake_tensors(name, kind):
     rows = LOSSES[name](torch.empty(3, 5, device='meta', requires_grad=True), t)
     assert rows.shape == (3,) and rows.is_meta
     with FakeTensorMode():
-        t = kinds(torch.tensor([1, 2, 3]), 5)[kind] if kind == 'ids' else SparseTargets.from_labels(torch.zeros(3).long(), 5)
+        t = (kinds(torch.tensor([1, 2, 3]), 5)[kind] if kind == 'ids'
+             else SparseTargets.from_labels(torch.zeros(3).long(), 5))
         assert LOSSES[name](torch.empty(3, 5), t).shape == (3,)
 
 
@@ -342,24 +352,26 @@ def test_a_temperature_that_is_a_tensor(parameter):
                                     (logits.clone().requires_grad_(), tau.clone().requires_grad_()))
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(loss, backend='aot_eager', fullgraph=True)(logits, y), loss(logits, y))
-    each = torch.vmap(lambda t: soft_target_info_nce(logits, y, temperature=t))(torch.tensor([.5, .7], dtype=torch.float64))
+    each = torch.vmap(lambda t: soft_target_info_nce(logits, y, temperature=t))(
+        torch.tensor([.5, .7], dtype=torch.float64))
     torch.testing.assert_close(each[1], loss(logits, y).detach())
 
 
 # ---------------------------------------------------------------- settings of a thread
 def test_settings_belong_to_a_thread():
-    from softnce.contrast import sums
+    from softnce.contrast import operators
     from softnce.targets import _value_checks
     seen, meet = {}, threading.Barrier(2)
     def work(name, enabled, backend):
         with set_value_checks(enabled), set_backend(backend):
             meet.wait()
-            seen[name] = _value_checks.get(), sums._backend.get()
+            seen[name] = _value_checks.get(), operators._backend.get()
             meet.wait()
     threads = [threading.Thread(target=work, args=a) for a in (('a', False, 'torch'), ('b', True, 'reference'))]
     for t in threads: t.start()
     for t in threads: t.join()
-    assert seen == {'a': (False, 'torch'), 'b': (True, 'reference')} and _value_checks.get() and sums._backend.get() is None
+    assert seen == {'a': (False, 'torch'), 'b': (True, 'reference')}
+    assert _value_checks.get() and operators._backend.get() is None
 
 
 def test_names_and_representations():
@@ -401,7 +413,8 @@ MESSAGES = [
     (lambda: soft_target_info_nce(X, Y, noise_samples=Queue), 'noise_samples must be .* got type'),
     (lambda: SparseTargets(torch.zeros(3, 0).long(), torch.zeros(3, 0), num_classes=4), 'indices must .* S at least 1'),
     (lambda: linear_soft_target_info_nce(X, X, Y, bias=[0., 0., 0.]), r'bias must have shape \(3,\), got list'),
-    (lambda: smooth(mix(SparseTargets.from_labels(Y, 4), .5), torch.tensor([.1, .2])), r'epsilon must be .* \(3,\), got \(2,\)'),
+    (lambda: smooth(mix(SparseTargets.from_labels(Y, 4), .5), torch.tensor([.1, .2])),
+     r'epsilon must be .* \(3,\), got \(2,\)'),
     (lambda: NLL().probs(torch.zeros(4)), r'logits must have shape \(N, K\), got \(4,\)'),
     (lambda: InfoNCE().probs(torch.zeros(4)), r'logits must have shape \(N, K\), got \(4,\)'),
 ]
@@ -419,5 +432,6 @@ def test_unknown_options_are_refused(module):
 
 def test_smoothing_of_each_row():
     t, eps = SparseTargets.from_labels(Y, 4), torch.tensor([.1, .2, .3])
-    torch.testing.assert_close(smooth(t, eps).dense(), torch.stack([smooth(t[i:i+1], float(e)).dense()[0] for i, e in enumerate(eps)]))
+    torch.testing.assert_close(smooth(t, eps).dense(),
+                               torch.stack([smooth(t[i:i+1], float(e)).dense()[0] for i, e in enumerate(eps)]))
     assert InBatch().in_batch and F.one_hot(Y, 4).shape == (3, 4)

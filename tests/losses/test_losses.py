@@ -1,4 +1,5 @@
-"""softnce.losses against the literal oracles: value and gradient, shapes, precisions, reductions, noise sources, posteriors, optima, modules."""
+"""softnce.losses against the literal oracles: value and gradient, shapes, precisions, reductions, noise sources,
+posteriors, optima, modules."""
 import copy
 import itertools
 import math
@@ -8,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import oracles as o
-from softnce.losses import (NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE, info_nce, linear_soft_target_info_nce,
-                            nll, soft_distribution_info_nce, soft_target_cross_entropy, soft_target_info_nce)
+from softnce.losses import (NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE, info_nce,
+                            linear_soft_target_info_nce, nll, soft_distribution_info_nce, soft_target_cross_entropy,
+                            soft_target_info_nce)
 from softnce.noise import ClosedForm, Fresh, Queue
 from softnce.targets import SparseTargets, one_hot, smooth
 
@@ -30,9 +32,11 @@ SIMPLE = {   # name -> (the package's loss, its oracle), both: (logits, problem,
     'info_nce': (lambda l, p, tau, **kw: info_nce(l, p['y'], noise_probs=p['eta'], temperature=tau, **kw),
                  lambda l, p, tau: o.info_nce(l, p['y'], p['eta'], tau)),
     'soft_distribution_info_nce':      # one-hot targets leave nothing to chance
-        (lambda l, p, tau, **kw: soft_distribution_info_nce(l, one_hot(p['y'], l.shape[1]).double(), noise_probs=p['eta'], temperature=tau, **kw),
+        (lambda l, p, tau, **kw: soft_distribution_info_nce(l, one_hot(p['y'], l.shape[1]).double(),
+                                                            noise_probs=p['eta'], temperature=tau, **kw),
          lambda l, p, tau: o.info_nce(l, p['y'], p['eta'], tau)),
-    'soft_target_info_nce': (lambda l, p, tau, **kw: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau, **kw),
+    'soft_target_info_nce': (lambda l, p, tau, **kw: soft_target_info_nce(l, p['t'], noise_probs=p['eta'],
+                                                                          temperature=tau, **kw),
                              lambda l, p, tau: o.soft_target_info_nce(l, p['t'], p['eta'], tau)),
 }
 
@@ -78,7 +82,7 @@ def test_single_precision_at_logits_of_ten_thousand(name):
     truth, (slope,) = o.value_and_grad(lambda l: loss(l, wide, 1., reduction='none'), wide['x'])
     assert value.dtype == grad.dtype == torch.float32 and grad.isfinite().all()
     torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=1e4*1e-6)
-    assert (grad.double() - slope).abs().max() < .05         # scores rounded to 1e-3: probabilities good to a few per cent at worst
+    assert (grad.double() - slope).abs().max() < .05  # scores rounded to 1e-3: probabilities good to a few per cent
 
 
 @pytest.mark.parametrize('name', SIMPLE)
@@ -88,7 +92,8 @@ def test_reductions(name):
     rows = oracle(p['x'], p, .7).detach()
     assert loss(p['x'], p, .7, reduction='none').shape == (5,)
     for reduction in ('mean', 'sum'):
-        o.same_value_and_grad(lambda l: loss(l, p, .7, reduction=reduction), lambda l: o.reduced(list(oracle(l, p, .7)), reduction), p['x'])
+        o.same_value_and_grad(lambda l: loss(l, p, .7, reduction=reduction),
+                              lambda l: o.reduced(list(oracle(l, p, .7)), reduction), p['x'])
     o.same(loss(p['x'], p, .7).detach(), rows.mean())
 
 
@@ -121,7 +126,8 @@ def test_class_ids_are_one_hot_targets():
     for f in (lambda t: lambda l: soft_target_info_nce(l, t, noise_probs=p['eta'], reduction='none'),
               lambda t: lambda l: soft_target_cross_entropy(l, t, reduction='none'),
               lambda t: lambda l: soft_distribution_info_nce(l, t, noise_probs=p['eta'], reduction='none'),
-              lambda t: lambda l: linear_soft_target_info_nce(l, torch.eye(4, dtype=torch.float64), t, noise_probs=p['eta'], reduction='none')):
+              lambda t: lambda l: linear_soft_target_info_nce(l, torch.eye(4, dtype=torch.float64), t,
+                                                              noise_probs=p['eta'], reduction='none')):
         o.same_value_and_grad(f(p['y']), f(hard), p['x'])
     o.same_value_and_grad(lambda l: soft_target_cross_entropy(l, p['y']), lambda l: F.cross_entropy(l, p['y']), p['x'])
     o.same_value_and_grad(lambda l: soft_target_info_nce(l, p['y'], noise_probs=p['eta'], reduction='none'),
@@ -158,7 +164,8 @@ def source_case(kind, p, k):
     if kind == 'one': return lambda: few, lambda l: o.soft_target_info_nce(l, p['t'], extra=few, **kw)
     if kind == 'extra': return lambda: more, lambda l: o.soft_target_info_nce(l, p['t'], extra=more, **kw)
     if kind == 'sparse':
-        i, w, e = torch.randint(k, (3, 2), generator=o.generator(13)), o.simplex(3, 2, 13), torch.tensor([.1, 0., .4], dtype=torch.float64)
+        i, w = torch.randint(k, (3, 2), generator=o.generator(13)), o.simplex(3, 2, 13)
+        e = torch.tensor([.1, 0., .4], dtype=torch.float64)
         return (lambda: SparseTargets(i, w, epsilon=e, num_classes=k),
                 lambda l: o.soft_target_info_nce(l, p['t'], extra=o.dense_sparse(i, w, e, k), **kw))
     if kind == 'ids':
@@ -171,16 +178,19 @@ def source_case(kind, p, k):
                 soft_target_info_nce(o.logits(len(rows), k, 15).detach(), rows, noise_samples=q, **kw)
             return q
         return queue, lambda l: o.soft_target_info_nce(l, p['t'], extra=more[2:7], **kw)
-    if kind == 'closed': return lambda: ClosedForm(LAM, EPS), lambda l: o.closed_form(l, p['t'], lam=LAM, epsilon=EPS, **kw)
+    if kind == 'closed':
+        return lambda: ClosedForm(LAM, EPS), lambda l: o.closed_form(l, p['t'], lam=LAM, epsilon=EPS, **kw)
     if kind == 'closed_hard': return lambda: ClosedForm(), lambda l: o.closed_form(l, p['t'], **kw)
     if kind == 'fresh': return lambda: Fresh(2, LAM, EPS, generator=o.generator(3)), the_drawn_one(p, k, 2, **kw)
     raise KeyError(kind)
 
 
 def the_drawn_one(p, k, size, **kw):
-    "The oracle for the one set of noise targets, of all that Fresh can draw, that explains the losses of every row; the others do not."
+    """The oracle for the one set of noise targets, of all that Fresh can draw, that explains the losses of every row;
+    the others do not."""
     drawable = [t for *_, t in o.noise_targets(k, LAM, EPS)]
-    got = soft_target_info_nce(p['x'].detach(), p['t'], noise_samples=Fresh(size, LAM, EPS, generator=o.generator(3)), reduction='none', **kw)
+    got = soft_target_info_nce(p['x'].detach(), p['t'], noise_samples=Fresh(size, LAM, EPS, generator=o.generator(3)),
+                               reduction='none', **kw)
     matches = [drawn for drawn in itertools.combinations_with_replacement(drawable, size)
                if (o.soft_target_info_nce(p['x'].detach(), p['t'], fresh=drawn, **kw) - got).abs().max() < 1e-11]
     assert len(matches) == 1
@@ -212,7 +222,8 @@ def test_linear_with_every_source(kind, n, k, with_bias):
     make, oracle = source_case(kind, p, k)
 
     def loss(z, w, b=None):
-        return linear_soft_target_info_nce(z, w, p['t'], bias=b, noise_probs=p['eta'], temperature=.7, noise_samples=make(), reduction='none')
+        return linear_soft_target_info_nce(z, w, p['t'], bias=b, noise_probs=p['eta'], temperature=.7,
+                                           noise_samples=make(), reduction='none')
 
     o.same_value_and_grad(loss, lambda *a: oracle(o.linear_logits(*a)), *inputs)
     assert inputs[1].shape == (k, d)
@@ -221,21 +232,25 @@ def test_linear_with_every_source(kind, n, k, with_bias):
 @pytest.mark.parametrize('kind', SOURCES)
 def test_gradcheck_with_every_source(kind):
     n, k = 4, 3
-    p, z, w, b = problem(n, k, 3), o.logits(n, 2, 20), o.logits(k, 2, 21), o.logits(1, k, 22).detach()[0].requires_grad_()
+    p, z, w = problem(n, k, 3), o.logits(n, 2, 20), o.logits(k, 2, 21)
+    b = o.logits(1, k, 22).detach()[0].requires_grad_()
     make, _ = source_case(kind, {**p, 'x': p['x']}, k)
     kw = dict(noise_probs=p['eta'], temperature=.7, reduction='none')
     for chunk_size in (None, 3):
-        assert torch.autograd.gradcheck(lambda l: soft_target_info_nce(l, p['t'], noise_samples=make(), chunk_size=chunk_size, **kw), (p['x'],))
-    assert torch.autograd.gradcheck(lambda z, w, b: linear_soft_target_info_nce(z, w, p['t'], bias=b, noise_samples=make(), **kw), (z, w, b))
+        assert torch.autograd.gradcheck(
+            lambda l: soft_target_info_nce(l, p['t'], noise_samples=make(), chunk_size=chunk_size, **kw), (p['x'],))
+    assert torch.autograd.gradcheck(
+        lambda z, w, b: linear_soft_target_info_nce(z, w, p['t'], bias=b, noise_samples=make(), **kw), (z, w, b))
 
 
 @pytest.mark.parametrize('reduction', ['none', 'mean', 'sum'])
 def test_linear_reductions_and_many_classes(reduction):
     n, k = 3, 21841
     p, z, w = problem(n, k), o.logits(n, 4, 20), o.logits(k, 4, 21)
-    o.same_value_and_grad(lambda z, w: linear_soft_target_info_nce(z, w, p['t'], noise_probs=p['eta'], reduction=reduction),
-                          lambda z, w: o.reduced(o.soft_target_info_nce((z[:, None, :]*w).sum(-1), p['t'], p['eta']), reduction)
-                          if reduction != 'none' else o.soft_target_info_nce((z[:, None, :]*w).sum(-1), p['t'], p['eta']), z, w)
+    o.same_value_and_grad(
+        lambda z, w: linear_soft_target_info_nce(z, w, p['t'], noise_probs=p['eta'], reduction=reduction),
+        lambda z, w: o.reduced(o.soft_target_info_nce((z[:, None, :]*w).sum(-1), p['t'], p['eta']), reduction)
+        if reduction != 'none' else o.soft_target_info_nce((z[:, None, :]*w).sum(-1), p['t'], p['eta']), z, w)
 
 
 def info_nce_sources(p, k, seed=3):
@@ -284,14 +299,17 @@ def test_info_nce_is_the_class_count_form():
 
 # ---------------------------------------------------------------- soft distribution InfoNCE: labels really drawn
 def test_soft_distribution_is_info_nce_of_a_drawn_labelling():
-    "Of all K^N labellings exactly one explains every row's loss; its gradient is the gradient; a seeded generator repeats it."
+    """Of all K^N labellings exactly one explains every row's loss; its gradient is the gradient; a seeded generator
+    repeats it."""
     n, k = 4, 3
     p, seen = {**problem(n, k), 't': o.simplex(n, k, peak=.3)}, set()
     for seed in range(12):
-        loss = lambda l: soft_distribution_info_nce(l, p['t'], noise_probs=p['eta'], temperature=.7, generator=o.generator(seed), reduction='none')
+        loss = lambda l: soft_distribution_info_nce(l, p['t'], noise_probs=p['eta'], temperature=.7,
+                                                    generator=o.generator(seed), reduction='none')
         got = loss(p['x'].detach())
         assert torch.equal(got, loss(p['x'].detach()))
-        fits = [y for y in itertools.product(range(k), repeat=n) if (o.info_nce(p['x'].detach(), y, p['eta'], .7) - got).abs().max() < 1e-11]
+        fits = [y for y in itertools.product(range(k), repeat=n)
+                if (o.info_nce(p['x'].detach(), y, p['eta'], .7) - got).abs().max() < 1e-11]
         assert len(fits) == 1
         o.same_value_and_grad(loss, lambda l: o.info_nce(l, fits[0], p['eta'], .7), p['x'])
         seen.add(fits[0])
@@ -306,18 +324,19 @@ def test_soft_distribution_labels_follow_the_targets(kind):
     t = base.repeat(n//2, 1)
     if kind == 'sparse': t = SparseTargets(torch.arange(k).expand(n, k), t, num_classes=k)
     if kind == 'smoothed_ids':
-        t = smooth(SparseTargets(torch.tensor([[0], [2]]).repeat(n//2, 1), torch.ones(n, 1, dtype=torch.float64), num_classes=k), .3)
+        t = smooth(SparseTargets(torch.tensor([[0], [2]]).repeat(n//2, 1), torch.ones(n, 1, dtype=torch.float64),
+                                 num_classes=k), .3)
         base = torch.tensor([[.8, .1, .1], [.1, .1, .8]], dtype=torch.float64)
     row = torch.tensor([.5, -1., 2.], dtype=torch.float64)
     loss = soft_distribution_info_nce(row.expand(n, k), t, noise_probs=eta, generator=o.generator(0), reduction='none')
     s = row - eta.log()
-    const = loss.min() + s.max()                                           # the batch's log partition; the best class has the smallest loss
+    const = loss.min() + s.max()  # the batch's log partition; the best class has the smallest loss
     label = (loss[:, None] - (const - s)).abs().argmin(-1)
     for g in (0, 1):
         seen = torch.bincount(label[g::2], minlength=k).double()
         assert float(((seen - n/2*base[g])**2/(n/2*base[g])).sum()) < 20
     total = torch.bincount(label, minlength=k).double()
-    o.same(loss, torch.log((total*s.exp()).sum()) - s[label], 1e-10)       # and the batch's drawn labels are the candidates
+    o.same(loss, torch.log((total*s.exp()).sum()) - s[label], 1e-10)  # and the batch's drawn labels are the candidates
 
 
 def test_soft_distribution_draws_the_extra_targets_too():
@@ -326,7 +345,8 @@ def test_soft_distribution_draws_the_extra_targets_too():
     p, more, seen = problem(n, k), o.simplex(2, k, 9, peak=.3), set()
     hard = one_hot(p['y'], k).double()
     for seed in range(8):
-        got = soft_distribution_info_nce(p['x'].detach(), hard, noise_probs=p['eta'], noise_samples=more, generator=o.generator(seed), reduction='none')
+        got = soft_distribution_info_nce(p['x'].detach(), hard, noise_probs=p['eta'], noise_samples=more,
+                                         generator=o.generator(seed), reduction='none')
         fits = [e for e in itertools.combinations_with_replacement(range(k), 2)
                 if (o.info_nce(p['x'].detach(), p['y'], p['eta'], extra=e) - got).abs().max() < 1e-11]
         assert len(fits) == 1
@@ -361,7 +381,8 @@ def test_chunks(reduction):
 def test_chunks_change_neither_the_draws_nor_the_queue():
     p = problem(7, 4)
     kw = dict(noise_probs=p['eta'], reduction='none')
-    run = lambda chunk, source: soft_target_info_nce(p['x'].detach(), p['t'], noise_samples=source, chunk_size=chunk, **kw)
+    run = lambda chunk, source: soft_target_info_nce(p['x'].detach(), p['t'], noise_samples=source, chunk_size=chunk,
+                                                     **kw)
     for make in (lambda: Fresh(3, LAM, EPS, generator=o.generator(0)), lambda: Queue(5)):
         a, b = make(), make()
         for _ in range(3): o.same(run(2, a), run(None, b))
@@ -382,25 +403,31 @@ def rounded(p, dtype): return {a: b.detach().to(dtype) if b.is_floating_point() 
 
 
 def exact(p):
-    "In float64, with rows of the simplex that sum to one again after their rounding: what a loss reads rounded targets as."
+    "In float64, with rows of the simplex that sum to one again after rounding: what a loss reads rounded targets as."
     wide = rounded(p, torch.float64)
     return {a: b/b.sum(-1, keepdim=True) if a in ('t', 'eta', 'more') else b for a, b in wide.items()}
 
 
 PRECISE = {   # name -> (loss, plain version in the inputs' own dtype)
-    'soft_target_info_nce': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau, reduction='none'),
+    'soft_target_info_nce': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau,
+                                                                    reduction='none'),
                              lambda l, p, tau: plain(l, p['t'], p['eta'], tau)),
-    'chunked': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau, reduction='none', chunk_size=7),
+    'chunked': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau,
+                                                       reduction='none', chunk_size=7),
                 lambda l, p, tau: plain(l, p['t'], p['eta'], tau)),
-    'extra': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau, reduction='none', noise_samples=p['more']),
+    'extra': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau,
+                                                     reduction='none', noise_samples=p['more']),
               lambda l, p, tau: plain(l, p['t'], p['eta'], tau, p['more'])),
     'info_nce': (lambda l, p, tau: info_nce(l, p['y'], noise_probs=p['eta'], temperature=tau, reduction='none'),
                  lambda l, p, tau: plain(l, F.one_hot(p['y'], l.shape[1]).to(l.dtype), p['eta'], tau)),
-    'closed': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau, reduction='none', noise_samples=ClosedForm()),
+    'closed': (lambda l, p, tau: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=tau,
+                                                      reduction='none', noise_samples=ClosedForm()),
                lambda l, p, tau: plain_cross_entropy(l, p['t'], tau) + (p['t']*p['eta'].log()).sum(-1)),
-    'linear': (lambda l, p, tau: linear_soft_target_info_nce(l, p['w'], p['t'], noise_probs=p['eta'], temperature=tau, reduction='none'),
+    'linear': (lambda l, p, tau: linear_soft_target_info_nce(l, p['w'], p['t'], noise_probs=p['eta'], temperature=tau,
+                                                             reduction='none'),
                lambda l, p, tau: plain(l @ p['w'].T, p['t'], p['eta'], tau)),
-    'soft_target_cross_entropy': (lambda l, p, tau: soft_target_cross_entropy(l, p['t'], temperature=tau, reduction='none'),
+    'soft_target_cross_entropy': (lambda l, p, tau: soft_target_cross_entropy(l, p['t'], temperature=tau,
+                                                                              reduction='none'),
                                   lambda l, p, tau: plain_cross_entropy(l, p['t'], tau)),
     'nll': (lambda l, p, tau: nll(l, p['y'], temperature=tau, reduction='none'),
             lambda l, p, tau: plain_cross_entropy(l, F.one_hot(p['y'], l.shape[1]).to(l.dtype), tau)),
@@ -408,8 +435,9 @@ PRECISE = {   # name -> (loss, plain version in the inputs' own dtype)
 
 
 def precise_problem(seed=0, scale=1.):
-    "With extra noise targets, and an orthogonal weight for the linear head, so that its logits have the scale of the others."
-    return {**problem(40, 30, seed, scale), 'more': o.simplex(6, 30, 77), 'w': torch.linalg.qr(o.logits(30, 30, 5).detach())[0]}
+    "With extra noise targets, and an orthogonal weight for the linear head: its logits have the scale of the others."
+    return {**problem(40, 30, seed, scale), 'more': o.simplex(6, 30, 77),
+            'w': torch.linalg.qr(o.logits(30, 30, 5).detach())[0]}
 
 
 def test_plain_is_the_oracle():
@@ -423,11 +451,13 @@ def test_plain_is_the_oracle():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('autocast', [False, True])
 def test_low_precision_is_no_worse_than_plain(name, dtype, autocast):
-    """Against float64 on the same rounded inputs, worst of several problems: our error is at most the plain version's in that dtype plus a
-    few roundings: of the scores for the value; of probabilities for the gradient (in units of 1/tau)."""
+    """Against float64 on the same rounded inputs, worst of several problems: our error is at most the plain version's
+    in that dtype plus a few roundings: of the scores for the value; of probabilities for the gradient (in units of
+    1/tau)."""
     loss, simple = PRECISE[name]
-    for scale, shift, tau in [(.1, 0, 1.), (1., 0, 1.), (100., 0, 1.), (1., 0, .05), (1e4, 0, 1.), (1., 1e4, 1.), (1., 0, 1e-3)]:
-        if dtype != torch.float32 and max(scale, shift, 1/tau) > 100: continue          # beyond what the plain version in half survives
+    for scale, shift, tau in [(.1, 0, 1.), (1., 0, 1.), (100., 0, 1.), (1., 0, .05), (1e4, 0, 1.), (1., 1e4, 1.),
+                              (1., 0, 1e-3)]:
+        if dtype != torch.float32 and max(scale, shift, 1/tau) > 100: continue  # beyond what plain half survives
         worst = torch.zeros(4, dtype=torch.float64)
         for seed in range(6):
             p = precise_problem(seed, scale)
@@ -441,8 +471,8 @@ def test_low_precision_is_no_worse_than_plain(name, dtype, autocast):
             worst = torch.maximum(worst, torch.stack([e.abs().max() for e in errors]))
         off, plain_off, grad_off, grad_plain_off = worst.tolist()
         assert off <= plain_off + 2e-6 + 5e-7*scale/tau, (scale, shift, tau, off, plain_off)  # no term in the shift
-        added = 1e-8*(scale + shift)/tau if name == 'info_nce' else 0.  # log counts - log eta, one number added to large scores
-        twice = 1.25 if dtype == torch.float32 else 1.5  # a 16-bit gradient is rounded when it is stored, and when it is weighted
+        added = 1e-8*(scale + shift)/tau if name == 'info_nce' else 0.  # log counts - log eta, added to large scores
+        twice = 1.25 if dtype == torch.float32 else 1.5  # a 16-bit gradient is rounded when stored, and when weighted
         assert grad_off <= twice*grad_plain_off + 6e-6 + added, (scale, shift, tau, grad_off, grad_plain_off)
 
 
@@ -454,7 +484,8 @@ def test_half_inputs_are_computed_in_single_precision(dtype):
         value = soft_target_info_nce(p['x'], p['t'], noise_probs=p['eta'], temperature=tau, reduction='none')
         truth = plain(*(exact(p)[a] for a in ('x', 't', 'eta')), tau)
         assert value.isfinite().all() and (value.double() - truth).abs().max() < 3e-6*(1 + 1/tau)
-        assert (plain(p['x'], p['t'], p['eta']).double() - plain(*(p[a].double() for a in ('x', 't', 'eta')))).abs().max() > 1e-3
+        assert (plain(p['x'], p['t'], p['eta']).double()
+                - plain(*(p[a].double() for a in ('x', 't', 'eta')))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize('name', PRECISE)
@@ -476,7 +507,8 @@ def test_backward_inside_autocast_is_no_worse_than_plain(name):
     p = rounded(precise_problem(), torch.float32)
     wide = rounded(p, torch.float64)
     _, (slope,) = o.value_and_grad(lambda l: simple(l, wide, .7), wide['x'])
-    off, plain_off = (float((o.value_and_grad(lambda l: f(l, p, .7), p['x'], autocast=True, autocast_backward=True)[1][0] - slope).abs().max())
+    off, plain_off = (float((o.value_and_grad(lambda l: f(l, p, .7), p['x'], autocast=True,
+                                              autocast_backward=True)[1][0] - slope).abs().max())
                       for f in (loss, simple))
     assert off <= 1.25*plain_off + 4e-6
 
@@ -485,7 +517,8 @@ def test_backward_inside_autocast_is_no_worse_than_plain(name):
 def test_result_dtype(name):
     loss, _ = SIMPLE[name]
     p = problem(4, 3)
-    for dtype, wanted in ((torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)):
+    for dtype, wanted in ((torch.float64, torch.float64), (torch.float32, torch.float32),
+                          (torch.bfloat16, torch.float32), (torch.float16, torch.float32)):
         q = rounded(p, dtype)
         value, (grad,) = o.value_and_grad(lambda l: loss(l, q, 1.), q['x'])
         assert value.dtype == wanted and grad.dtype == dtype
@@ -517,17 +550,18 @@ def test_position_posterior_of_labels():
             assert abs(math.exp(-float(loss)) - o.posterior_by_bayes(like)[0]) < 1e-12
     without = info_nce(p.log()[None], torch.tensor([0]), noise_samples=torch.tensor([1]))
     like = [o.likelihood([float(p[y]) for y in (0, 1)], [float(eta[y]) for y in (0, 1)], j) for j in range(2)]
-    assert abs(math.exp(-float(without)) - o.posterior_by_bayes(like)[0]) > 1e-3       # without the noise correction it is not the posterior
+    assert abs(math.exp(-float(without)) - o.posterior_by_bayes(like)[0]) > 1e-3  # no posterior without the correction
 
 
 def test_position_posterior_of_soft_distributions():
-    "Eq. (26)-(28), (30): the positive's law is p_eps; (31): at eta = xi the ratio is (1-eps) p/xi + eps, times xi it is Eq. (13)."
+    """Eq. (26)-(28), (30): the positive's law is p_eps; (31): at eta = xi the ratio is (1-eps) p/xi + eps, times xi it
+    is Eq. (13)."""
     eps, xi, eta, p = .3, o.noise(3, 2), o.noise(3, 1), o.simplex(1, 3, 41)[0]
     p_eps = smooth(p[None], eps, xi)[0]
     for t in itertools.product(range(3), repeat=3):
         pe, en = [float(p_eps[y]) for y in t], [float(eta[y]) for y in t]
         like = [o.likelihood(pe, en, j) for j in range(3)]
-        assert abs(pe[0]/en[0]*math.prod(en) - like[0]) < 1e-15                                       # (26), second form
+        assert abs(pe[0]/en[0]*math.prod(en) - like[0]) < 1e-15                                       # (26), 2nd form
         assert abs(math.prod(en)*sum(a/b for a, b in zip(pe, en))/3 - sum(like)/3) < 1e-15            # (27)
         loss = info_nce(p_eps.log()[None], torch.tensor(t[:1]), noise_probs=eta, noise_samples=torch.tensor(t[1:]))
         assert abs(math.exp(-float(loss)) - o.posterior_by_bayes(like)[0]) < 1e-12                    # (28), (30)
@@ -538,12 +572,14 @@ def test_position_posterior_of_soft_distributions():
 
 # ---------------------------------------------------------------- optima in expectation, by enumeration
 def expected_info_nce(scores, px, law, eta, negatives):
-    "E over x, y_0 ~ law(.|x) and y_1..y_N ~ eta of Eq. (5), all tuples; logits chosen so that the package's scores are `scores`."
+    """E over x, y_0 ~ law(.|x) and y_1..y_N ~ eta of Eq. (5), all tuples; logits chosen so that the package's scores
+    are `scores`."""
     total = 0.
     for x in range(len(px)):
         for t in itertools.product(range(len(eta)), repeat=negatives + 1):
             weight = px[x]*law[x, t[0]]*math.prod(float(eta[y]) for y in t[1:])
-            total = total + weight*info_nce((scores[x] + eta.log())[None], torch.tensor(t[:1]), noise_probs=eta, noise_samples=torch.tensor(t[1:]))
+            total = total + weight*info_nce((scores[x] + eta.log())[None], torch.tensor(t[:1]), noise_probs=eta,
+                                            noise_samples=torch.tensor(t[1:]))
     return total
 
 
@@ -560,7 +596,8 @@ def test_optimum_of_info_nce_is_the_log_ratio(negatives):
 
 
 def test_optimum_of_in_batch_info_nce():
-    "Two rows drawn from the joint: the batch's labels are noise from p(y), so the optimum is log p(y|x)/p(y) whatever `noise_probs` says."
+    """Two rows drawn from the joint: the batch's labels are noise from p(y), so the optimum is log p(y|x)/p(y)
+    whatever `noise_probs` says."""
     px, pyx, py = joint()
 
     def run(s):
@@ -582,9 +619,11 @@ MODULES = {
     'InfoNCE': (lambda p, **kw: InfoNCE(noise_probs=p['eta'], temperature=.7, **kw),
                 lambda l, p, **kw: info_nce(l, p['y'], noise_probs=p['eta'], temperature=.7, **kw), 'y'),
     'SoftDistributionInfoNCE': (lambda p, **kw: SoftDistributionInfoNCE(noise_probs=p['eta'], temperature=.7, **kw),
-                                lambda l, p, **kw: soft_distribution_info_nce(l, p['t'], noise_probs=p['eta'], temperature=.7, **kw), 't'),
+                                lambda l, p, **kw: soft_distribution_info_nce(l, p['t'], noise_probs=p['eta'],
+                                                                              temperature=.7, **kw), 't'),
     'SoftTargetInfoNCE': (lambda p, **kw: SoftTargetInfoNCE(noise_probs=p['eta'], temperature=.7, **kw),
-                          lambda l, p, **kw: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=.7, **kw), 't'),
+                          lambda l, p, **kw: soft_target_info_nce(l, p['t'], noise_probs=p['eta'], temperature=.7,
+                                                                  **kw), 't'),
 }
 
 
@@ -606,7 +645,8 @@ def test_modules_are_the_functions(name, reduction):
 def test_modules_take_a_noise_source(name):
     module, function, target = MODULES[name]
     p = problem(4, 3)
-    for make in (lambda: Queue(3), lambda: Fresh(3, generator=o.generator(0)), lambda: ClosedForm(), lambda: o.ids(3, 3, 5)):
+    for make in (lambda: Queue(3), lambda: Fresh(3, generator=o.generator(0)), lambda: ClosedForm(),
+                 lambda: o.ids(3, 3, 5)):
         a, b = module(p, noise_samples=make()), make()
         for _ in range(2): o.same(a(p['x'], p[target]), function(p['x'], p, noise_samples=b))
 
@@ -616,9 +656,11 @@ def test_noise_is_a_buffer(name):
     p = rounded(problem(4, 3), torch.float32)
     m = MODULES[name][0](p)
     held = list(m.state_dict().values())
-    assert len(held) >= 1 and any(v.shape == (3,) and (torch.equal(v, p['eta']) or torch.equal(v, p['eta'].log())) for v in held)
+    assert len(held) >= 1
+    assert any(v.shape == (3,) and (torch.equal(v, p['eta']) or torch.equal(v, p['eta'].log())) for v in held)
     assert not list(m.parameters())
-    assert all(v.dtype == torch.float64 for v in copy.deepcopy(m).double().state_dict().values() if v.is_floating_point())
+    assert all(v.dtype == torch.float64 for v in copy.deepcopy(m).double().state_dict().values()
+               if v.is_floating_point())
     assert all(v.device.type == 'meta' for v in copy.deepcopy(m).to('meta').state_dict().values())
     other = MODULES[name][0]({'eta': torch.tensor([.1, .1, .8])})
     other.load_state_dict(m.state_dict())
@@ -630,7 +672,8 @@ def test_noise_is_a_buffer(name):
 
 @pytest.mark.parametrize('name', ['InfoNCE', 'SoftTargetInfoNCE', 'SoftDistributionInfoNCE'])
 def test_modules_without_noise_probs(name):
-    cls = {'InfoNCE': InfoNCE, 'SoftTargetInfoNCE': SoftTargetInfoNCE, 'SoftDistributionInfoNCE': SoftDistributionInfoNCE}[name]
+    cls = {'InfoNCE': InfoNCE, 'SoftTargetInfoNCE': SoftTargetInfoNCE,
+           'SoftDistributionInfoNCE': SoftDistributionInfoNCE}[name]
     p, m = problem(4, 3), cls()
     torch.manual_seed(0)
     a = m(p['x'], p[MODULES[name][2]])
@@ -641,7 +684,8 @@ def test_modules_without_noise_probs(name):
 
 
 def test_probs_of_hard_label_losses():
-    "At the population optimum s = log p/eta + const (InfoNCE, eta = p(y)) and l/tau = log p + const (NLL) `probs` is the truth."
+    """At the population optimum s = log p/eta + const (InfoNCE, eta = p(y)) and l/tau = log p + const (NLL) `probs` is
+    the truth."""
     px, pyx, py = joint()
     offset = torch.tensor([[.4], [-1.], [2.]], dtype=torch.float64)
     o.same(InfoNCE(noise_probs=py, temperature=.7).probs(.7*(torch.log(pyx/py) + offset + py.log())), pyx)
@@ -650,7 +694,8 @@ def test_probs_of_hard_label_losses():
 
 
 def smoothing_optimum(name, eps, tau):
-    "Logits at the population optimum of each loss for labels smoothed by eps, candidates' labels from the marginal p(y) = eta."
+    """Logits at the population optimum of each loss for labels smoothed by eps, candidates' labels from the marginal
+    p(y) = eta."""
     px, pyx, py = joint()
     p_eps, eta_eps = (1 - eps)*pyx + eps/3, (1 - eps)*py + eps/3
     offset = torch.tensor([[.4], [-1.], [2.]], dtype=torch.float64)
@@ -665,20 +710,23 @@ def smoothing_optimum(name, eps, tau):
 def test_probs_undo_smoothing(name, eps, tau):
     x, pyx, py, _ = smoothing_optimum(name, eps, tau)
     m = SoftTargetCrossEntropy(temperature=tau) if name == 'SoftTargetCrossEntropy' else \
-        {'SoftDistributionInfoNCE': SoftDistributionInfoNCE, 'SoftTargetInfoNCE': SoftTargetInfoNCE}[name](noise_probs=py, temperature=tau)
+        {'SoftDistributionInfoNCE': SoftDistributionInfoNCE,
+         'SoftTargetInfoNCE': SoftTargetInfoNCE}[name](noise_probs=py, temperature=tau)
     o.same(m.probs(x, epsilon=eps), pyx)
     if eps: assert (m.probs(x) - pyx).abs().max() > 1e-2          # read without the smoothing it is something else
 
 
 def test_the_smoothed_optima_are_optima():
-    "The population losses have gradient zero where `probs` was checked: soft cross-entropy, soft target InfoNCE with infinitely many candidates,"
+    """The population losses have gradient zero where `probs` was checked: soft cross-entropy, soft target InfoNCE with
+    infinitely many candidates,"""
     eps = .3
     x, pyx, py, px = smoothing_optimum('SoftTargetCrossEntropy', eps, 1.)
     mean_target = (1 - eps)*pyx + eps/3
     slope = lambda f, x: o.value_and_grad(f, x)[1][0].abs().max()
     assert slope(lambda l: (px*soft_target_cross_entropy(l, mean_target, reduction='none')).sum(), x) < 1e-14
     x = smoothing_optimum('SoftTargetInfoNCE', eps, 1.)[0]
-    closed = lambda l: (px*soft_target_info_nce(l, mean_target, noise_probs=py, noise_samples=ClosedForm(epsilon=eps), reduction='none')).sum()
+    closed = lambda l: (px*soft_target_info_nce(l, mean_target, noise_probs=py, noise_samples=ClosedForm(epsilon=eps),
+                                                reduction='none')).sum()
     assert slope(closed, x) < 1e-14 and slope(closed, smoothing_optimum('SoftTargetInfoNCE', 0., 1.)[0]) > 1e-3
 
 
@@ -691,7 +739,8 @@ def test_the_soft_distribution_optimum_is_one():
     def run(l):
         total = 0.
         for (a, i), (b, j) in itertools.product(itertools.product(range(3), repeat=2), repeat=2):
-            total = total + px[a]*p_eps[a, i]*px[b]*p_eps[b, j]*info_nce(l[[a, b]], torch.tensor([i, j]), noise_probs=py)
+            total = total + px[a]*p_eps[a, i]*px[b]*p_eps[b, j]*info_nce(l[[a, b]], torch.tensor([i, j]),
+                                                                         noise_probs=py)
         return total
 
     assert o.value_and_grad(run, x)[1][0].abs().max() < 1e-13
@@ -701,8 +750,8 @@ def test_the_soft_distribution_optimum_is_one():
 @pytest.mark.parametrize('lam', [1., .3])
 @pytest.mark.parametrize('eps, noise_eps', [(0., 0.), (.2, .2), (.2, 0.), (.2, .1)])
 def test_probs_with_independent_noise(lam, eps, noise_eps):
-    """Infinitely many noise targets: at the optimum E[alpha|x] = E[alpha e^(alpha.s)]/E[e^(alpha.s)] over them (THEORY C7), here enumerated
-    for any scores s; `probs` reads the p(y|x) behind E[alpha|x] = (1-eps) p + eps/K."""
+    """Infinitely many noise targets: at the optimum E[alpha|x] = E[alpha e^(alpha.s)]/E[e^(alpha.s)] over them (THEORY
+    C7), here enumerated for any scores s; `probs` reads the p(y|x) behind E[alpha|x] = (1-eps) p + eps/K."""
     eta, s = o.noise(3), o.logits(4, 3, 9, .5).detach()
     pairs = list(o.noise_targets(3, lam, noise_eps))
     weight = torch.stack([eta[a]*eta[b]*torch.exp((s*t).sum(-1)) for a, b, t in pairs], -1)
@@ -722,16 +771,18 @@ def test_probs_are_probabilities_away_from_the_optimum(name):
     for eps in (0., .4):
         q = MODULES[name][0](p).probs(p['x'], epsilon=eps)
         assert q.shape == (6, 5) and (q >= 0).all() and abs(q.sum(-1) - 1).max() < 1e-12
-    if name in ('NLL', 'SoftTargetCrossEntropy', 'InfoNCE'): assert torch.equal(MODULES[name][0](p).probs(p['x']).argmax(-1), p['x'].argmax(-1))
+    if name in ('NLL', 'SoftTargetCrossEntropy', 'InfoNCE'):
+        assert torch.equal(MODULES[name][0](p).probs(p['x']).argmax(-1), p['x'].argmax(-1))
 
 
 def test_probs_with_closed_form_noise_of_mixed_labels_is_the_mean_target():
-    "At the population optimum of ClosedForm(lam, epsilon) the read-out returns the mean target, its own smoothing undone."
+    "At the population optimum of ClosedForm(lam, epsilon) the read-out is the mean target, its own smoothing undone."
     eta = torch.tensor([.5, .3, .2], dtype=torch.float64)
     loss = SoftTargetInfoNCE(noise_probs=eta, noise_samples=ClosedForm(lam=.7, epsilon=.1))
     logits = torch.tensor([[.3, -.8, .4]], dtype=torch.float64, requires_grad=True)
     mean_target = smooth(loss.probs(logits.detach()*1., epsilon=.1), .1)
     grad, = torch.autograd.grad(loss(logits, mean_target/mean_target.sum()), logits)
     torch.testing.assert_close(grad, torch.zeros(1, 3, dtype=torch.float64), rtol=0, atol=1e-14)
-    wrong = smooth(SoftTargetInfoNCE(noise_probs=eta, noise_samples=ClosedForm(lam=1., epsilon=.1)).probs(logits.detach(), epsilon=.1), .1)
+    other = SoftTargetInfoNCE(noise_probs=eta, noise_samples=ClosedForm(lam=1., epsilon=.1))
+    wrong = smooth(other.probs(logits.detach(), epsilon=.1), .1)
     assert torch.autograd.grad(loss(logits, wrong), logits)[0].abs().max() > 1e-3

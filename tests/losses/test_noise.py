@@ -87,7 +87,8 @@ def test_log_normalizer_at_smoothed_one_hot(k, epsilon):
 
 
 @pytest.mark.parametrize('p', [lambda: spread(1000, 1.), lambda: spread(1000, 3., 1),
-                               lambda: torch.cat([torch.tensor([.9]), torch.full((999,), .1/999)]).double()], ids=['spread', 'wide', 'smoothed'])
+                               lambda: torch.cat([torch.tensor([.9]), torch.full((999,), .1/999)]).double()],
+                         ids=['spread', 'wide', 'smoothed'])
 def test_log_normalizer_of_a_thousand_classes(p):
     p = p()/p().sum()
     wanted = o.cc_log_normalizer(p)
@@ -122,7 +123,8 @@ def test_mean_against_exact_arithmetic(k, width):
 
 
 def test_mean_at_equal_parameters():
-    for k in (2, 3, 40): o.same(CC(torch.full((k,), 1/k, dtype=torch.float64)).mean, torch.full((k,), 1/k, dtype=torch.float64))
+    for k in (2, 3, 40):
+        o.same(CC(torch.full((k,), 1/k, dtype=torch.float64)).mean, torch.full((k,), 1/k, dtype=torch.float64))
 
 
 def test_mean_of_a_thousand_classes():
@@ -142,7 +144,8 @@ def test_mean_is_the_derivative_of_the_log_normalizer(k):
     for j in range(k):
         step = torch.zeros(k, dtype=torch.float64)
         step[j] = h
-        slope = (CC(torch.softmax(theta + step, 0)).log_normalizer - CC(torch.softmax(theta - step, 0)).log_normalizer)/(2*h)
+        up, down = (CC(torch.softmax(theta + d, 0)).log_normalizer for d in (step, -step))
+        slope = (up - down)/(2*h)
         assert abs(float(CC(p).mean[j] - p[j]) - float(slope)) < 1e-9
     assert (CC(p).mean - p).abs().max() > 1e-2      # and the mean of CC(p) is not p
 
@@ -219,7 +222,8 @@ def test_sample_of_two_classes_follows_its_distribution_function(p):
     assert float((wrong - steps[1:]).abs().max())*math.sqrt(n) > 1.95
 
 
-@pytest.mark.parametrize('p', [(.7, .2, .1), (1/3, 1/3, 1/3), (.98, .01, .01), (.4, .3, .2, .1), (.9, .05, .03, .01, .01)])
+@pytest.mark.parametrize('p', [(.7, .2, .1), (1/3, 1/3, 1/3), (.98, .01, .01), (.4, .3, .2, .1),
+                               (.9, .05, .03, .01, .01)])
 def test_sample_moments(p):
     "First and second moments within five standard errors of the exact ones."
     p, n = torch.tensor(p, dtype=torch.float64), 20000
@@ -227,7 +231,8 @@ def test_sample_moments(p):
     a = CC(p).sample((n,))
     assert a.shape == (n, len(p)) and on_the_simplex(a)
     within(a, o.cc_mean(p))
-    within(torch.stack([a[:, i]*a[:, j] for i in range(len(p)) for j in range(len(p))], -1), o.cc_second_moment(p).flatten())
+    within(torch.stack([a[:, i]*a[:, j] for i in range(len(p)) for j in range(len(p))], -1),
+           o.cc_second_moment(p).flatten())
 
 
 def within(draws, wanted, errors=5.):
@@ -262,8 +267,9 @@ def test_sample_of_a_thousand_classes():
 
 # ---------------------------------------------------------------- sources
 def decode(loss, s, own, alphas):
-    """How often each of the `alphas` is among the noise targets, from the losses of as many rows as there are alphas: every row sees the
-    same noise, so exp(loss + own) - exp(own) = sum_a c_a exp(alpha_a . s) is a linear system in the counts."""
+    """How often each of the `alphas` is among the noise targets, from the losses of as many rows as there are alphas:
+    every row sees the same noise, so exp(loss + own) - exp(own) = sum_a c_a exp(alpha_a . s) is a linear system in the
+    counts."""
     right = torch.exp(loss + own) - torch.exp(own)
     return torch.linalg.solve(torch.exp(s @ torch.stack(alphas).T), right)
 
@@ -281,7 +287,8 @@ def test_fresh_draws_are_mixtures_of_independent_noise_labels(lam, epsilon):
     alphas = [t for *_, t in pairs]
     x, y = o.logits(len(pairs), k, 1, scale=2.).detach(), o.simplex(len(pairs), k)
     s = x - eta.log()
-    loss = soft_target_info_nce(x, y, noise_probs=eta, noise_samples=Fresh(size, lam, epsilon, generator=o.generator(0)), reduction='none')
+    loss = soft_target_info_nce(x, y, noise_probs=eta, reduction='none',
+                                noise_samples=Fresh(size, lam, epsilon, generator=o.generator(0)))
     counts = decode(loss, s, (y*s).sum(-1), alphas)
     assert (counts - counts.round()).abs().max() < 1e-3*size**.5 and abs(counts.sum() - size) < 1e-3*size
     probs = torch.stack([eta[a]*(eta[b] if lam < 1 else 1.) for a, b, _ in pairs])
@@ -305,16 +312,19 @@ def test_fresh_is_seeded_and_fresh():
     run = lambda f: soft_target_info_nce(x, y, noise_samples=f)
     f = source(0)
     first = run(f)
-    assert torch.equal(first, run(source(0))) and not torch.equal(first, run(f)) and not torch.equal(first, run(source(1)))
+    assert torch.equal(first, run(source(0)))
+    assert not torch.equal(first, run(f)) and not torch.equal(first, run(source(1)))
 
 
 @pytest.mark.parametrize('lam, epsilon', [(1., 0.), (.3, .1)])
 def test_fresh_partition_estimates_the_closed_form(lam, epsilon):
-    "exp(loss + alpha.s) - exp(alpha.s) over M noise targets is an unbiased estimate of E[exp(alpha_noise.s)], the closed form's."
+    """exp(loss + alpha.s) - exp(alpha.s) over M noise targets is an unbiased estimate of E[exp(alpha_noise.s)], the
+    closed form's."""
     k, size, draws, eta = 4, 3, 1500, o.noise(4)
     x, y = o.logits(2, k).detach(), o.simplex(2, k)
     own = (y*(x - eta.log())).sum(-1)
-    wanted = torch.exp(soft_target_info_nce(x, y, noise_probs=eta, noise_samples=ClosedForm(lam, epsilon), reduction='none') + own)
+    wanted = torch.exp(soft_target_info_nce(x, y, noise_probs=eta, noise_samples=ClosedForm(lam, epsilon),
+                                            reduction='none') + own)
     source, seen = Fresh(size, lam, epsilon, generator=o.generator(0)), []
     for _ in range(draws):
         loss = soft_target_info_nce(x, y, noise_probs=eta, noise_samples=source, reduction='none')
@@ -337,7 +347,8 @@ def test_many_fresh_targets_approach_the_closed_form():
 def test_closed_form_with_hard_noise_is_soft_target_cross_entropy():
     "Up to the constant sum_k alpha_k log eta_k; with lam < 1 it is another loss."
     eta, t, x = o.noise(5), o.simplex(4, 5), o.logits(4, 5)
-    closed = lambda source: lambda l: soft_target_info_nce(l, t, noise_probs=eta, temperature=.7, noise_samples=source, reduction='none')
+    closed = lambda source: lambda l: soft_target_info_nce(l, t, noise_probs=eta, temperature=.7, noise_samples=source,
+                                                           reduction='none')
     wanted = lambda l: soft_target_cross_entropy(l, t, temperature=.7, reduction='none') + (t*eta.log()).sum(-1)
     o.same_value_and_grad(closed(ClosedForm()), wanted, x)
     assert (closed(ClosedForm(lam=.5))(x) - wanted(x)).abs().min() > 1e-3
@@ -358,14 +369,16 @@ def test_queue_smaller_than_the_batch():
     x, t = o.logits(4, 3).detach(), o.simplex(4, 3)
     queue = Queue(2)
     soft_target_info_nce(x, t, noise_samples=queue)
-    o.same(soft_target_info_nce(x, t, noise_samples=queue, reduction='none'), o.soft_target_info_nce(x, t, extra=list(t[2:])))
+    o.same(soft_target_info_nce(x, t, noise_samples=queue, reduction='none'),
+           o.soft_target_info_nce(x, t, extra=list(t[2:])))
 
 
 def test_queue_of_hard_labels():
     k, eta, queue, past = 4, o.noise(4), Queue(3), []
     for i, n in enumerate([2, 3, 1]):
         x, y = o.logits(n, k, i).detach(), o.ids(n, k, i)
-        o.same(info_nce(x, y, noise_probs=eta, noise_samples=queue, reduction='none'), o.info_nce(x, y, eta, extra=past[-3:]))
+        o.same(info_nce(x, y, noise_probs=eta, noise_samples=queue, reduction='none'),
+               o.info_nce(x, y, eta, extra=past[-3:]))
         past += y.tolist()
 
 
@@ -391,13 +404,15 @@ def test_queue_keeps_its_own_copy():
     queue = Queue(4)
     soft_target_info_nce(x, buffer, noise_samples=queue)
     buffer.copy_(o.simplex(3, 4, 2))
-    o.same(soft_target_info_nce(x, buffer, noise_samples=queue, reduction='none'), o.soft_target_info_nce(x, buffer, extra=first))
+    o.same(soft_target_info_nce(x, buffer, noise_samples=queue, reduction='none'),
+           o.soft_target_info_nce(x, buffer, extra=first))
 
 
 @pytest.mark.parametrize('kind', ['dense', 'sparse', 'ids'])
 def test_queue_is_saved_and_loaded(kind, tmp_path):
     x, y = o.logits(3, 4).detach(), o.ids(3, 4)
-    t = {'dense': o.simplex(3, 4), 'sparse': SparseTargets(y[:, None], torch.ones(3, 1).double(), epsilon=.1, num_classes=4), 'ids': y}[kind]
+    t = {'dense': o.simplex(3, 4), 'ids': y,
+         'sparse': SparseTargets(y[:, None], torch.ones(3, 1).double(), epsilon=.1, num_classes=4)}[kind]
     a, b = SoftTargetInfoNCE(noise_samples=Queue(2)), SoftTargetInfoNCE(noise_samples=Queue(2))
     a(x, t)
     torch.save(a.state_dict(), tmp_path/'state.pt')
@@ -413,9 +428,10 @@ def test_in_batch_is_none():
     assert torch.equal(info_nce(x, y, noise_samples=InBatch()), info_nce(x, y))
 
 
-# ---------------------------------------------------------------- Eq. (7)-(9) with soft targets: the densities' normalisers cancel
+# ---------------------------------------------------------------- Eq. (7)-(9), soft targets: the normalisers cancel
 def test_position_posterior_of_soft_targets():
-    "Every tuple of three targets from a finite set: Bayes' rule on the densities (normalised or not) gives exp(-loss), Eq. (7)-(10)."
+    """Every tuple of three targets from a finite set: Bayes' rule on the densities (normalised or not) gives
+    exp(-loss), Eq. (7)-(10)."""
     p, eta = spread(3, 1., 5), o.noise(3, 5)
     points, data, noise = o.simplex(4, 3, 7), CC(p), CC(eta)
     f = lambda d, norm: [math.exp(float(d.log_prob(a)) + (0 if norm else float(d.log_normalizer))) for a in points]
@@ -425,14 +441,16 @@ def test_position_posterior_of_soft_targets():
         for norm in (True, False):
             fd, fn = f(data, norm), f(noise, norm)
             like = [o.likelihood([fd[i] for i in t], [fn[i] for i in t], k) for k in range(3)]
-            second = [fd[t[k]]/fn[t[k]]*math.prod(fn[i] for i in t) for k in range(3)]                     # (7), second form
+            second = [fd[t[k]]/fn[t[k]]*math.prod(fn[i] for i in t) for k in range(3)]                     # (7)
             marginal = math.prod(fn[i] for i in t)*sum(fd[i]/fn[i] for i in t)/3                           # (8)
             assert all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(like, second))
             assert math.isclose(marginal, sum(like)/3, rel_tol=1e-12)
             posteriors.append(o.posterior_by_bayes(like))
-        ratio = [math.prod((float(p[i])/float(eta[i]))**float(points[m, i]) for i in range(3)) for m in t]  # (9), right side
-        loss = float(soft_target_info_nce(p.log()[None], points[t[0]][None], noise_probs=eta, noise_samples=points[list(t[1:])]))
-        for wanted in (posteriors[0][0], posteriors[1][0], ratio[0]/sum(ratio)): worst = max(worst, abs(math.exp(-loss) - wanted))
+        ratio = [math.prod((float(p[i])/float(eta[i]))**float(points[m, i]) for i in range(3)) for m in t]  # (9), right
+        loss = float(soft_target_info_nce(p.log()[None], points[t[0]][None], noise_probs=eta,
+                                          noise_samples=points[list(t[1:])]))
+        for wanted in (posteriors[0][0], posteriors[1][0], ratio[0]/sum(ratio)):
+            worst = max(worst, abs(math.exp(-loss) - wanted))
         apart = max(apart, abs(math.exp(-loss) - 1/3))
     assert worst < 1e-12 and apart > 1e-2
 
@@ -441,5 +459,6 @@ def test_targets_of_a_queue_can_be_one_hot_or_ids():
     x, y, k = o.logits(3, 4).detach(), o.ids(3, 4), 4
     a, b = Queue(4), Queue(4)
     for _ in range(2):
-        same = soft_target_info_nce(x, y, noise_samples=a), soft_target_info_nce(x, one_hot(y, k).double(), noise_samples=b)
+        same = (soft_target_info_nce(x, y, noise_samples=a),
+                soft_target_info_nce(x, one_hot(y, k).double(), noise_samples=b))
         o.same(*same)

@@ -1,4 +1,5 @@
-"""Identities of the losses on random problems (THEORY C1, C2, C3, C5, C8, C10), each with the case where its condition is dropped."""
+"""Identities of the losses on random problems (THEORY C1, C2, C3, C5, C8, C10), each with the case where its condition
+is dropped."""
 import itertools
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import oracles as o
-from softnce.losses import (info_nce, linear_soft_target_info_nce, nll, soft_distribution_info_nce, soft_target_cross_entropy, soft_target_info_nce)
+from softnce.losses import (info_nce, linear_soft_target_info_nce, nll, soft_distribution_info_nce,
+                            soft_target_cross_entropy, soft_target_info_nce)
 from softnce.noise import ClosedForm
 from softnce.targets import SparseTargets, mix, one_hot, smooth
 
@@ -26,9 +28,11 @@ def hard_rows(y, k): return one_hot(y, k).double()
 
 @given(ROWS, st.integers(0, 5), CLASSES, TAU, SEED)
 def test_c1_one_matrix_product_is_the_triple_loop(n, m, k, tau, seed):
-    x, t, eta, more = o.logits(n, k, seed), o.simplex(n, k, seed), o.noise(k, seed), o.simplex(m, k, seed + 1) if m else None
+    x, t, eta = o.logits(n, k, seed), o.simplex(n, k, seed), o.noise(k, seed)
+    more = o.simplex(m, k, seed + 1) if m else None
     loss = lambda l: rows(l, t, noise_probs=eta, temperature=tau, noise_samples=more)
-    value, _ = o.same_value_and_grad(loss, lambda l: o.soft_target_info_nce(l, t, eta, tau, extra=() if more is None else more), x, tol=1e-11)
+    value, _ = o.same_value_and_grad(
+        loss, lambda l: o.soft_target_info_nce(l, t, eta, tau, extra=() if more is None else more), x, tol=1e-11)
     s = x.detach()/tau - eta.log()
     u = s @ (t if more is None else torch.cat([t, more])).T
     o.same(value, torch.logsumexp(u, -1) - u.diagonal(), 1e-11)
@@ -42,7 +46,8 @@ def test_c2_smoothing_is_a_temperature(n, k, tau, eps, lam, seed):
     for t in (hard, mix(hard, lam)):
         for background in (None, xi):
             o.same_value_and_grad(lambda l: rows(l, smooth(t, eps, background), noise_probs=eta, temperature=tau),
-                                  lambda l: rows(l, t, noise_probs=power/power.sum(), temperature=tau/(1 - eps)), x, tol=1e-11)
+                                  lambda l: rows(l, t, noise_probs=power/power.sum(), temperature=tau/(1 - eps)), x,
+                                  tol=1e-11)
 
 
 def test_c2_needs_one_epsilon_and_the_power_of_the_noise():
@@ -52,8 +57,10 @@ def test_c2_needs_one_epsilon_and_the_power_of_the_noise():
     varied = torch.cat([smooth(h[None], float(e)) for h, e in zip(hard, eps)])
     right = lambda e: rows(x, hard, noise_probs=eta**(1 - e)/(eta**(1 - e)).sum(), temperature=1/(1 - e))
     assert (rows(x, varied, noise_probs=eta) - right(.2)).abs().min() > 1e-3
-    assert (rows(x, smooth(hard, .2), noise_probs=eta) - rows(x, hard, noise_probs=eta, temperature=1/.8)).abs().max() > 1e-3
-    cross = soft_target_cross_entropy(x, smooth(hard, .2), reduction='none') - soft_target_cross_entropy(x, hard, temperature=1/.8, reduction='none')
+    plain = rows(x, hard, noise_probs=eta, temperature=1/.8)
+    assert (rows(x, smooth(hard, .2), noise_probs=eta) - plain).abs().max() > 1e-3
+    cross = (soft_target_cross_entropy(x, smooth(hard, .2), reduction='none')
+             - soft_target_cross_entropy(x, hard, temperature=1/.8, reduction='none'))
     assert cross.abs().max() > 1e-3          # soft target cross-entropy has no such identity
 
 
@@ -78,7 +85,8 @@ def test_c3_counts_are_the_batchs():
 
 @given(st.integers(2, 8), CLASSES, TAU, LAM, EPSILON, SEED)
 def test_c5_mixed_pairs_by_gathers_and_by_counts(n, k, tau, lam, eps, seed):
-    "U from two gathers; with one lam and one eps sum_m exp U[i,m] = e1_i' C e2_i (times the background, the same for every m)."
+    """U from two gathers; with one lam and one eps sum_m exp U[i,m] = e1_i' C e2_i (times the background, the same for
+    every m)."""
     x, eta, a = o.logits(n, k, seed), o.noise(k, seed), o.ids(n, k, seed)
     b = a.flip(0)
     dense = smooth(mix(hard_rows(a, k), lam), eps)
@@ -90,7 +98,8 @@ def test_c5_mixed_pairs_by_gathers_and_by_counts(n, k, tau, lam, eps, seed):
     count = torch.zeros(k, k, dtype=torch.float64)
     for i, j in zip(a, b): count[i, j] += 1
     e1, e2 = torch.exp((1 - eps)*lam*s), torch.exp((1 - eps)*(1 - lam)*s)
-    pairs = torch.stack([sum(e1[i, p]*count[p, q]*e2[i, q] for p, q in itertools.product(range(k), repeat=2)) for i in range(n)])
+    pairs = torch.stack([sum(e1[i, p]*count[p, q]*e2[i, q] for p, q in itertools.product(range(k), repeat=2))
+                         for i in range(n)])
     partition = torch.exp(rows(x.detach(), sparse, **kw) + (dense*s).sum(-1))
     torch.testing.assert_close(partition, pairs*torch.exp(eps*s.mean(-1)), rtol=1e-11, atol=0)
 
@@ -110,13 +119,15 @@ def test_c5_needs_one_lam():
 
 @given(st.integers(2, 8), CLASSES, TAU, SEED)
 def test_c8_gathered_candidates_give_the_global_batch(n, k, tau, seed):
-    "Two halves, each with the other's targets as extra candidates: the mean of their losses is the global batch's, gradient included."
+    """Two halves, each with the other's targets as extra candidates: the mean of their losses is the global batch's,
+    gradient included."""
     n = n + n % 2
     x, t, y, eta = o.logits(n, k, seed), o.simplex(n, k, seed), o.ids(n, k, seed), o.noise(k, seed)
     h, kw = n//2, dict(noise_probs=eta, temperature=tau)
 
     def halves(loss, a):
-        return lambda l: (loss(l[:h], a[:h], noise_samples=a[h:], **kw) + loss(l[h:], a[h:], noise_samples=a[:h], **kw))/2
+        return lambda l: (loss(l[:h], a[:h], noise_samples=a[h:], **kw)
+                          + loss(l[h:], a[h:], noise_samples=a[:h], **kw))/2
 
     o.same_value_and_grad(halves(soft_target_info_nce, t), lambda l: soft_target_info_nce(l, t, **kw), x, tol=1e-11)
     o.same_value_and_grad(halves(info_nce, y), lambda l: info_nce(l, y, **kw), x, tol=1e-11)
@@ -150,14 +161,16 @@ def every_loss(t, y, eta, tau, more):
             'soft_target_cross_entropy': lambda l: soft_target_cross_entropy(l, t, temperature=tau, reduction='none'),
             'info_nce': lambda l: info_nce(l, y, reduction='none', **kw),
             'info_nce, extra': lambda l: info_nce(l, y, noise_samples=more.argmax(-1), reduction='none', **kw),
-            'soft_distribution_info_nce': lambda l: soft_distribution_info_nce(l, hard_rows(y, l.shape[1]), reduction='none', **kw),
+            'soft_distribution_info_nce': lambda l: soft_distribution_info_nce(l, hard_rows(y, l.shape[1]),
+                                                                               reduction='none', **kw),
             'soft_target_info_nce': lambda l: rows(l, t, **kw), 'extra': lambda l: rows(l, t, noise_samples=more, **kw),
             'closed': lambda l: rows(l, t, noise_samples=ClosedForm(.3, .1), **kw),
-            'linear': lambda l: linear_soft_target_info_nce(l, torch.eye(l.shape[1]).double(), t, reduction='none', **kw)}
+            'linear': lambda l: linear_soft_target_info_nce(l, torch.eye(l.shape[1]).double(), t, reduction='none',
+                                                            **kw)}
 
 
-LOSS = st.sampled_from(['nll', 'soft_target_cross_entropy', 'info_nce', 'info_nce, extra', 'soft_distribution_info_nce', 'soft_target_info_nce',
-                        'extra', 'closed', 'linear'])
+LOSS = st.sampled_from(['nll', 'soft_target_cross_entropy', 'info_nce', 'info_nce, extra', 'soft_distribution_info_nce',
+                        'soft_target_info_nce', 'extra', 'closed', 'linear'])
 
 
 def ingredients(n, k, seed):
@@ -173,7 +186,8 @@ def test_a_shift_of_the_logits_changes_nothing(name, n, k, tau, shift, seed):
 
 @given(LOSS, st.integers(2, 6), CLASSES, TAU, SEED)
 def test_the_order_of_the_batch_does_not_matter(name, n, k, tau, seed):
-    x, parts, order = o.logits(n, k, seed).detach(), ingredients(n, k, seed), torch.randperm(n, generator=o.generator(seed))
+    x, parts = o.logits(n, k, seed).detach(), ingredients(n, k, seed)
+    order = torch.randperm(n, generator=o.generator(seed))
     moved = {**parts, 't': parts['t'][order], 'y': parts['y'][order]}
     o.same(every_loss(tau=tau, **moved)[name](x[order]), every_loss(tau=tau, **parts)[name](x)[order], 1e-11)
 
@@ -185,8 +199,10 @@ def test_rows_must_keep_their_own_target():
 
 @given(LOSS, ROWS, CLASSES, TAU, SEED)
 def test_the_names_of_the_classes_do_not_matter(name, n, k, tau, seed):
-    x, parts, order = o.logits(n, k, seed).detach(), ingredients(n, k, seed), torch.randperm(k, generator=o.generator(seed))
-    renamed = dict(t=parts['t'][:, order], y=torch.argsort(order)[parts['y']], eta=parts['eta'][order], more=parts['more'][:, order])
+    x, parts = o.logits(n, k, seed).detach(), ingredients(n, k, seed)
+    order = torch.randperm(k, generator=o.generator(seed))
+    renamed = dict(t=parts['t'][:, order], y=torch.argsort(order)[parts['y']], eta=parts['eta'][order],
+                   more=parts['more'][:, order])
     o.same(every_loss(tau=tau, **renamed)[name](x[:, order]), every_loss(tau=tau, **parts)[name](x), 1e-11)
 
 

@@ -36,7 +36,8 @@ def test_smooth_is_equation_2_and_13(epsilon, background):
 
 
 def test_smoothed_one_hot_weights():
-    "The weight of the true class is 1 - (K-1) eps/K. What is printed after (12), 1 - (K-1/K) eps, is not a weight that sums to one."
+    """The weight of the true class is 1 - (K-1) eps/K. What is printed after (12), 1 - (K-1/K) eps, is not a weight
+    that sums to one."""
     k, eps = 4, .2
     a = smooth(one_hot(torch.tensor([2]), k).double(), eps)[0]
     assert abs(a[2] - (1 - (k - 1)*eps/k)) < 1e-15 and abs(a[0] - eps/k) < 1e-15
@@ -82,7 +83,8 @@ def test_sparse_repeated_indices_add():
     o.same(t.dense(), torch.tensor([[.25, .75, 0.]], dtype=torch.float64))
 
 
-@pytest.mark.parametrize('eps_a, eps_b', [(0., 0.), (.1, .1), (.1, .3), (.1, torch.tensor([.2, .4], dtype=torch.float64))])
+@pytest.mark.parametrize('eps_a, eps_b', [(0., 0.), (.1, .1), (.1, .3),
+                                          (.1, torch.tensor([.2, .4], dtype=torch.float64))])
 @pytest.mark.parametrize('slots', [2, 3])
 def test_sparse_cat(eps_a, eps_b, slots):
     a, b = sparse_problem(3, 2, 5, 0, eps_a), sparse_problem(2, slots, 5, 1, eps_b)
@@ -105,7 +107,8 @@ def test_sparse_to():
 def test_smooth_and_mix_of_sparse_are_sparse(eps0):
     t, perm = sparse_problem(4, 2, 5, epsilon=eps0), torch.tensor([2, 0, 3, 1])
     lam = torch.tensor([.1, .4, .8, 1.], dtype=torch.float64)
-    for got, wanted in [(smooth(t, .3), smooth(t.dense(), .3)), (mix(t, .3), mix(t.dense(), .3)), (mix(t, lam, perm), mix(t.dense(), lam, perm)),
+    for got, wanted in [(smooth(t, .3), smooth(t.dense(), .3)), (mix(t, .3), mix(t.dense(), .3)),
+                        (mix(t, lam, perm), mix(t.dense(), lam, perm)),
                         (mix(smooth(t, .1), .6, perm), mix(smooth(t.dense(), .1), .6, perm)),
                         (smooth(mix(t, .6, perm), .1), smooth(mix(t.dense(), .6, perm), .1))]:
         assert isinstance(got, SparseTargets)
@@ -124,7 +127,8 @@ def test_mix_of_sparse_rows_with_their_own_epsilon_is_refused():
 
 
 @pytest.mark.parametrize('per_row', [False, True])
-@pytest.mark.parametrize('name', ['cross_entropy', 'in_batch', 'extra', 'dense_extra', 'queue', 'fresh', 'closed', 'chunked', 'linear'])
+@pytest.mark.parametrize('name', ['cross_entropy', 'in_batch', 'extra', 'dense_extra', 'queue', 'fresh', 'closed',
+                                  'chunked', 'linear'])
 def test_sparse_equals_dense_in_every_loss(name, per_row):
     n, k = 4, 6
     eps = torch.tensor([0., .1, .3, 1.], dtype=torch.float64) if per_row else .1
@@ -135,16 +139,20 @@ def test_sparse_equals_dense_in_every_loss(name, per_row):
     def loss(kind):
         form = (lambda a: a) if kind == 'sparse' else (lambda a: a.dense())
         kw = dict(noise_probs=eta, temperature=.7, reduction='none')
-        if name == 'cross_entropy': return lambda l: soft_target_cross_entropy(l, form(t), temperature=.7, reduction='none')
+        if name == 'cross_entropy':
+            return lambda l: soft_target_cross_entropy(l, form(t), temperature=.7, reduction='none')
         if name == 'linear':
-            return lambda l: linear_soft_target_info_nce(l[:, :2], w.detach(), form(t), bias=b, noise_samples=form(more), **kw)
+            return lambda l: linear_soft_target_info_nce(l[:, :2], w.detach(), form(t), bias=b,
+                                                         noise_samples=form(more), **kw)
         if name == 'queue':
             q = Queue(5)
             soft_target_info_nce(x.detach()[:3], form(past), noise_samples=q, **kw)
             return lambda l: soft_target_info_nce(l, form(t), noise_samples=q, **kw)
         source = {'in_batch': None, 'chunked': None, 'extra': form(more), 'dense_extra': more.dense(),
-                  'fresh': Fresh(4, lam=.3, epsilon=.1, generator=o.generator(0)), 'closed': ClosedForm(lam=.3, epsilon=.1)}[name]
-        return lambda l: soft_target_info_nce(l, form(t), noise_samples=source, chunk_size=3 if name == 'chunked' else None, **kw)
+                  'fresh': Fresh(4, lam=.3, epsilon=.1, generator=o.generator(0)),
+                  'closed': ClosedForm(lam=.3, epsilon=.1)}[name]
+        return lambda l: soft_target_info_nce(l, form(t), noise_samples=source,
+                                              chunk_size=3 if name == 'chunked' else None, **kw)
 
     o.same_value_and_grad(loss('sparse'), loss('dense'), x)
 

@@ -1,71 +1,25 @@
-"softnce.vision.images, softnce.vision.batches, softnce.vision.models and softnce.vision.recipes: layouts as delivered, splits, batches as a function of (seed, epoch, number), mixing, weights."
-import csv, io, pickle, zipfile
-from collections import Counter
-import numpy as np, pytest, torch
-pytest.importorskip('sklearn'); pytest.importorskip('timm')
-from PIL import Image
-from softnce.vision.batches import Batches, Mixing, seeded, transforms
-from softnce.vision.images import ImageSet, digits, load, stratified
-from softnce.losses import InfoNCE
-from softnce.vision.models import SmallCNN, load_weights, make_head, make_model
-from softnce.noise import ClosedForm, Fresh, Queue
-from softnce.vision.recipes import LOSSES, loaders, make_loss, recipe, settings, train_images
-from softnce.targets import SparseTargets, one_hot
+"softnce.vision.images: layouts as delivered, in three parts."
+import csv, hashlib, pickle, shutil, warnings, zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('sklearn')
+from pictures import cifar, jpeg, put, tiny, tree, zipped
+from softnce.vision.batches import Batches, Mixing, transforms
+from softnce.vision.images import cifar100, digits, folder, load, soft_labels
+from softnce.vision.splits import ImageSet
 
 
-def jpeg(seed, size=64, mode='RGB', ending='JPEG'):
-    "Bytes of a made-up image; greyscale with mode L."
-    g = np.random.default_rng(seed)
-    x = np.kron(g.integers(0, 255, (4, 4) if mode == 'L' else (4, 4, 3)), np.ones((size//4, size//4) if mode == 'L' else (size//4, size//4, 1))).astype('uint8')
-    out = io.BytesIO()
-    Image.fromarray(x, mode).save(out, ending)
-    return out.getvalue()
+def sizes(splits): return {n: len(p) for n, p in splits.parts.items()}
 
 
-def tiny(root, classes=('n03', 'n01', 'n02'), train=10, val=4):
-    "Tiny ImageNet's layout with made-up images: unsorted wnids, some files greyscale, val labels in a text file, boxes and an unlabelled test folder."
-    top, said, n = root/'tiny-imagenet-200', [], 0
-    def put(name, data): f = top/name; f.parent.mkdir(parents=True, exist_ok=True); f.write_bytes(data if isinstance(data, bytes) else data.encode())
-    for k, w in enumerate(classes):
-        for i in range(train): put(f'train/{w}/images/{w}_{i}.JPEG', jpeg(100*k+i, mode='L' if i == 3 else 'RGB'))
-        put(f'train/{w}/{w}_boxes.txt', '')
-        for i in range(val):
-            put(f'val/images/val_{n}.JPEG', jpeg(900+n))
-            said.append(f'val_{n}.JPEG\t{w}\t0\t0\t63\t63'); n += 1
-        put(f'test/images/test_{k}.JPEG', jpeg(k))
-    put('val/val_annotations.txt', '\n'.join(said[::-1])+'\n')
-    put('wnids.txt', '\n'.join(classes)+'\n')
-    put('words.txt', 'n01\tgoldfish, Carassius auratus\nn02\ttoad\n')
-    return root
+def names(part): return [part.name(i) for i in range(len(part))]
 
 
-def zipped(folder, path):
-    with zipfile.ZipFile(path, 'w') as z:
-        for f in sorted(folder.rglob('*')):
-            z.write(f, f.relative_to(folder.parent))
-    return path
-
-
-def tree(root, parts, classes='abc', each=6, size=48):
-    for p in parts:
-        for k, c in enumerate(classes):
-            (root/p/c).mkdir(parents=True, exist_ok=True)
-            for i in range(each): (root/p/c/f'{i}.png').write_bytes(jpeg(hash((len(p), k, i)) % 2**31, size, ending='PNG'))
-    return root
-
-
-def cifar(root, rows=60, classes=5):
-    "Pickles as in cifar-100-python, with class ids that a fifth of the rows share."
-    folder, g = root/'cifar-100-python', np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for name, n in (('train', rows), ('test', rows//3)):
-        raw = dict(data=g.integers(0, 255, (n, 3072), dtype=np.uint8), fine_labels=[i % classes for i in range(n)], coarse_labels=[0]*n, filenames=[f'{i}.png' for i in range(n)], batch_label=name)
-        (folder/name).write_bytes(pickle.dumps(raw, protocol=2))
-    (folder/'meta').write_bytes(pickle.dumps(dict(fine_label_names=[f'class {k}' for k in range(classes)], coarse_label_names=['all'])))
-    return root
-
-
-# ---- splits
+# ---- digits
 
 @pytest.mark.parametrize('seed', [0, 1])
 def test_digits_are_disjoint_complete_and_stratified(seed):
@@ -76,11 +30,13 @@ def test_digits_are_disjoint_complete_and_stratified(seed):
     for part in parts:
         x = torch.stack([part.image(i) for i in range(len(part))])
         assert x.shape[1:] == (1, 8, 8) and x.dtype == torch.float32 and x.min() == 0 and x.max() == 1
-        assert np.array_equal((16*x[:, 0]).numpy(), data.images[part.rows]) and part.labels.tolist() == data.target[part.rows].tolist()
+        assert np.array_equal((16*x[:, 0]).numpy(), data.images[part.rows])
+        assert part.labels.tolist() == data.target[part.rows].tolist()
         share = torch.bincount(part.labels, minlength=10)/len(part)
         assert (share - torch.bincount(torch.tensor(data.target))/1797).abs().max() < 1.5/len(part)
     again, other = digits(seed), digits(seed+7)
-    assert all(torch.equal(a.rows, b.rows) for a, b in zip(parts, again.parts.values())) and not torch.equal(again.test.rows, other.test.rows)
+    assert all(torch.equal(a.rows, b.rows) for a, b in zip(parts, again.parts.values()))
+    assert not torch.equal(again.test.rows, other.test.rows)
 
 
 @pytest.mark.parametrize('valid,test', [(0, .4), (.2, 0), (.5, .5), (-.1, .4)])
@@ -88,26 +44,23 @@ def test_split_shares_are_checked(valid, test):
     with pytest.raises(ValueError, match='valid and test must be positive'): digits(valid=valid, test=test)
 
 
-def test_stratified_leaves_something_of_every_class():
-    labels = torch.tensor([0]*40 + [1]*2 + [2])
-    kept, drawn = stratified(labels, .25, seed=3)
-    assert sorted(torch.cat([kept, drawn]).tolist()) == list(range(43))
-    assert Counter(labels[drawn].tolist()) == {0: 10, 1: 1} and 2 in labels[kept]
-    with pytest.raises(ValueError, match='share must be in'): stratified(labels, 0.)
-
+# ---- Tiny ImageNet, ImageNet, folders
 
 @pytest.mark.parametrize('form', ['folder', 'folder above', 'zip', 'zip in a folder', 'zip without a top folder'])
 def test_tiny_imagenet_as_delivered(form, tmp_path):
     top = tiny(tmp_path/'a')/'tiny-imagenet-200'
-    if 'zip' in form: (tmp_path/'z').mkdir(); path = zipped(top, tmp_path/'z'/'tiny-imagenet-200.zip')
+    if 'zip' in form:
+        (tmp_path/'z').mkdir()
+        path = zipped(top, tmp_path/'z'/'tiny-imagenet-200.zip')
     if form == 'zip without a top folder':
         with zipfile.ZipFile(path, 'w') as z:
             for f in top.rglob('*'): z.write(f, f.relative_to(top))
     root = {'folder': top, 'folder above': tmp_path/'a', 'zip in a folder': tmp_path/'z'}.get(form) or path
     s = load('tiny_imagenet', root, valid=.2)
-    assert {n: len(p) for n, p in s.parts.items()} == dict(train=24, valid=6, test=12) and s.size == 64
+    assert sizes(s) == dict(train=24, valid=6, test=12) and s.size == 64
     assert s.classes == ['goldfish, Carassius auratus', 'toad', 'n03'] # the order of the sorted wnids n01, n02, n03
-    assert not set(s.train.rows.tolist()) & set(s.valid.rows.tolist()) and torch.bincount(s.valid.labels).tolist() == [2, 2, 2]
+    assert not set(s.train.rows.tolist()) & set(s.valid.rows.tolist())
+    assert torch.bincount(s.valid.labels).tolist() == [2, 2, 2]
     for part in (s.train, s.valid):
         for i in range(len(part)): assert f'n0{part.labels[i]+1}_' in part.name(i)
     truth = dict(line.split('\t')[:2] for line in (top/'val'/'val_annotations.txt').read_text().splitlines())
@@ -115,349 +68,320 @@ def test_tiny_imagenet_as_delivered(form, tmp_path):
         assert truth[s.test.name(i).rsplit('/', 1)[1]] == f'n0{s.test.labels[i]+1}'
         assert s.test.image(i).mode == 'RGB' and s.test.image(i).size == (64, 64)
     assert all(s.train.image(i).mode == 'RGB' for i in range(24)) # greyscale files among them
-    again = load('tiny_imagenet', root, valid=.2)
-    assert torch.equal(again.valid.rows, s.valid.rows) and not torch.equal(load('tiny_imagenet', root, valid=.2, seed=1).valid.rows, s.valid.rows)
+    again, other = (load('tiny_imagenet', root, valid=.2, seed=k) for k in (0, 1))
+    assert torch.equal(again.valid.rows, s.valid.rows) and not torch.equal(other.valid.rows, s.valid.rows)
 
 
 def test_imagenet_and_folders(tmp_path):
     both = load('imagenet', tree(tmp_path/'both', ['train', 'val']), valid=.34)
-    assert both.classes == list('abc') and {n: len(p) for n, p in both.parts.items()} == dict(train=12, valid=6, test=18)
-    assert all(both.test.name(i).startswith('val/') for i in range(18)) and all(both.valid.name(i).startswith('train/') for i in range(6))
+    assert both.classes == list('abc') and sizes(both) == dict(train=12, valid=6, test=18)
+    assert all(n.startswith('val/') for n in names(both.test))
+    assert all(n.startswith('train/') for n in names(both.valid))
     three = load('folder', tree(tmp_path/'three', ['train', 'valid', 'test']))
-    assert [{three.parts[n].name(i).split('/')[0] for i in range(18)} for n in ('train', 'valid', 'test')] == [{'train'}, {'valid'}, {'test'}]
+    folders = [{n.split('/')[0] for n in names(three.parts[p])} for p in ('train', 'valid', 'test')]
+    assert folders == [{'train'}, {'valid'}, {'test'}] and set(sizes(three).values()) == {18}
     plain = load('folder', tree(tmp_path/'plain', ['.'], each=20))
-    assert [len(p) for p in plain.parts.values()] == [48, 6, 6] and sorted(torch.cat([p.rows for p in plain.parts.values()]).tolist()) == list(range(60))
-    (tmp_path/'both'/'val'/'d').mkdir(); (tmp_path/'both'/'val'/'d'/'x.png').write_bytes(jpeg(0, 48, ending='PNG'))
-    with pytest.raises(ValueError, match=r"classes without training images: \['d'\]"): load('imagenet', tmp_path/'both')
+    assert list(sizes(plain).values()) == [48, 6, 6]
+    assert sorted(torch.cat([p.rows for p in plain.parts.values()]).tolist()) == list(range(60))
+    put(tmp_path/'both'/'val'/'d'/'x.png', jpeg(0, 48, ending='PNG'))
+    with pytest.raises(ValueError, match=r"classes without training images: \['d'\]"):
+        load('imagenet', tmp_path/'both')
 
+
+def alike(a, b): # the same images with the same classes in the same order
+    def files(part): return [n.split('/')[-1] for n in names(part)]
+    pairs = list(zip(a.parts.values(), b.parts.values()))
+    return a.classes == b.classes and all(torch.equal(x.labels, y.labels) and files(x) == files(y) for x, y in pairs)
+
+
+def test_a_zip_file_of_a_mac_and_its_unpacked_folder(tmp_path):
+    top = tiny(tmp_path/'a')/'tiny-imagenet-200'
+    want = load('tiny_imagenet', tmp_path/'a')
+    for f in sorted(top.rglob('*')): # as Archive Utility unpacks and packs them
+        double = f.relative_to(tmp_path/'a').with_name(f'._{f.name}')
+        if f.is_file(): put(tmp_path/'b'/'__MACOSX'/double, b'\0\5\x16\7\xff\xfe')
+    shutil.copytree(top, tmp_path/'b'/'tiny-imagenet-200')
+    put(tmp_path/'b'/'tiny-imagenet-200'/'train'/'.DS_Store', b'x')
+    with zipfile.ZipFile(tmp_path/'m.zip', 'w') as z:
+        for f in sorted((tmp_path/'b').rglob('*')): z.write(f, f.relative_to(tmp_path/'b'))
+    for root in (tmp_path/'b', tmp_path/'m.zip'): assert alike(load('tiny_imagenet', root), want)
+
+
+@pytest.mark.parametrize('change', ['sorted', 'sorted below images', 'no images folders', 'twice', 'no wnids'])
+def test_tiny_imagenet_as_it_goes_round(change, tmp_path):
+    top = tiny(tmp_path/'a', classes=('n00000003', 'n00000001', 'n00000002'))/'tiny-imagenet-200'
+    put(top/'words.txt')
+    want, root = load('tiny_imagenet', tmp_path/'a'), tmp_path/'b'
+    copy = root/'tiny-imagenet-200'/'tiny-imagenet-200' if change == 'twice' else root/'tiny-imagenet-200'
+    shutil.copytree(top, copy)
+    if change.startswith('sorted'):
+        for line in (copy/'val'/'val_annotations.txt').read_text().splitlines():
+            name, wnid = line.split('\t')[:2]
+            put(copy/'val'/wnid/('images' if 'below' in change else '.')/name, (copy/'val'/'images'/name).read_bytes())
+        shutil.rmtree(copy/'val'/'images'); (copy/'val'/'val_annotations.txt').unlink()
+    if change == 'no images folders':
+        for f in list((copy/'train').rglob('*.JPEG')): f.rename(f.parent.parent/f.name)
+    if change == 'no wnids': (copy/'wnids.txt').unlink()
+    got = load('tiny_imagenet', root)
+    assert sizes(got) == sizes(want) and got.classes == want.classes and got.note == 'the official validation part'
+    if not change.startswith('sorted'): assert alike(got, want)
+    def truth(s): return {s.test.name(i).split('/')[-1]: s.classes[s.test.labels[i]] for i in range(12)}
+    assert truth(got) == truth(want)
+
+
+@pytest.mark.parametrize('change,message', [
+    ('train/n01', r'the folders of train/ must be the classes of wnids.txt.*differ: n01'),
+    ('val', 'no valid part of Tiny ImageNet: found .*; expected .*cs231n'),
+    ('val/val_annotations.txt', '12 images without a folder a class: .*val/images/val_0'),
+])
+def test_half_of_tiny_imagenet_is_refused(change, message, tmp_path):
+    path = tiny(tmp_path)/'tiny-imagenet-200'/change
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if change == 'train/n01': # its validation images too, else these are the fault
+        lines = (tmp_path/'tiny-imagenet-200'/'val'/'val_annotations.txt')
+        lines.write_text(lines.read_text().replace('n01', 'n02'))
+    with pytest.raises(ValueError, match=message): load('tiny_imagenet', tmp_path)
+
+
+def test_another_data_set_is_not_tiny_imagenet(tmp_path):
+    with pytest.raises(ValueError, match='must be the classes of wnids.txt, n01443537 and so on; .* differ: a, b, c'):
+        load('tiny_imagenet', tree(tmp_path, ['train', 'val']))
+    put(tmp_path/'data'/'train-00000-of-00001.parquet', b'PAR1')
+    with pytest.raises(FileNotFoundError, match='Tiny ImageNet is not at .*, which holds 1 .parquet'):
+        load('tiny_imagenet', tmp_path/'data')
+
+
+def test_imagenet_of_kaggle(tmp_path):
+    top = tmp_path/'ILSVRC'/'Data'/'CLS-LOC'
+    tree(top, ['train'], ('n01', 'n02'), each=10)
+    for i in range(4): put(top/'val'/f'ILSVRC2012_val_{i:08}.JPEG', jpeg(i))
+    put(top/'test'/'ILSVRC2012_test_00000001.JPEG', jpeg(9))
+    put(tmp_path/'ILSVRC'/'Annotations'/'CLS-LOC'/'val'/'x.xml', '<a/>')
+    with pytest.raises(ValueError, match='4 images without a folder a class: .*ILSVRC2012_val'):
+        load('imagenet', tmp_path)
+    rows = [f'ILSVRC2012_val_{i:08},n0{1+i % 2} 1 2 3 4 n0{1+i % 2} 5 6 7 8' for i in range(4)]
+    put(tmp_path/'LOC_val_solution.csv', 'ImageId,PredictionString\n'+'\n'.join(rows[::-1]))
+    with pytest.warns(UserWarning, match='left out: 1 images of the test part, without classes'):
+        s = load('imagenet', tmp_path)
+    assert sizes(s) == dict(train=18, valid=2, test=4) and s.test.labels.tolist() == [0, 1, 0, 1]
+    assert s.note == 'its validation folder' and s.test.image(0).size == (64, 64)
+
+
+# ---- folders as people have them
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_what_a_folder_leaves_out_is_named(packed, tmp_path):
+    root = tree(tmp_path/'pets', ['train', 'val'], each=20)
+    (root/'train'/'d').mkdir()
+    for name in ('train/a/x.heic', 'extra/a/1.png', 'train/y.png', 'train/a/notes.txt', 'README.md',
+                 'train/.ipynb_checkpoints/z/1.png'):
+        put(root/name, jpeg(1, ending='PNG'))
+    where = zipped(root, tmp_path/'pets.zip') if packed else root
+    with pytest.warns(UserWarning, match='left out') as caught: s = folder(where)
+    top = 'pets/' if packed else ''
+    assert s.left_out == ('extra/ (1 images)', f'1 images in no class folder: {top}train/y.png',
+                          f'folders without images: {top}train/d', f'1 files that are no images: {top}train/a/x.heic')
+    assert len(caught) == 1 and all(words in str(caught[0].message) for words in (str(where), *s.left_out))
+    assert s.classes == list('abc') and sizes(s) == dict(train=54, valid=6, test=60)
+
+
+def test_a_folder_that_is_read_whole_says_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert folder(tree(tmp_path, ['train', 'val'])).left_out == ()
+
+
+@pytest.mark.parametrize('files,message', [
+    (['cat.0.jpg', 'dog.0.jpg'], '2 images without a folder a class'),
+    (['pets.zip'], r'found 1 .zip \(pets.zip\), but no images'),
+    ([], 'found no file, but no images'), (['cat/1.npy', 'dog/1.npy'], r'found 2 .npy \(cat/1.npy, dog/1.npy\)'),
+    (['cat/1.jpg', 'cat/2.jpg'], 'all 2 images are in one class, cat/|2 images without a folder a class'),
+    (['cat/1.jpg', 'dog/1.jpg'], "no images in valid and test; the parts hold .*'train': 2"),
+])
+def test_folders_that_are_no_data_set_are_refused(files, message, tmp_path):
+    (tmp_path/'d').mkdir()
+    for f in files: put(tmp_path/'d'/f, jpeg(1))
+    with pytest.raises(ValueError, match=message): folder(tmp_path/'d')
+
+
+def test_one_folder_cannot_be_two_parts(tmp_path):
+    root = tree(tmp_path, ['train'], each=10)
+    (root/'val').symlink_to(root/'train', target_is_directory=True)
+    with pytest.raises(ValueError, match='val/a and train/a are the same folder, in two parts'): folder(root)
+
+
+def test_a_home_folder_and_a_relative_one(tmp_path, monkeypatch):
+    tree(tmp_path/'pets', ['train', 'val'])
+    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.chdir(tmp_path)
+    assert folder('~/pets').test.image(0).size == folder('pets').test.image(0).size == (48, 48)
+
+
+# ---- CIFAR-100
 
 def test_cifar100_folder(tmp_path):
     root = cifar(tmp_path)
     raw = pickle.loads((root/'cifar-100-python'/'train').read_bytes())
     for where in (root, root/'cifar-100-python'):
         s = load('cifar100', where, valid=.25)
-        assert [len(p) for p in s.parts.values()] == [45, 15, 20] and s.classes == [f'class {k}' for k in range(5)]
+        assert list(sizes(s).values()) == [45, 15, 20] and s.classes == [f'class {k}' for k in range(5)]
         i, row = 7, int(s.train.rows[7])
-        assert np.array_equal(np.asarray(s.train.image(i)).transpose(2, 0, 1).reshape(-1), raw['data'][row]) and s.train.labels[i] == raw['fine_labels'][row]
+        assert np.array_equal(np.asarray(s.train.image(i)).transpose(2, 0, 1).reshape(-1), raw['data'][row])
+        assert s.train.labels[i] == raw['fine_labels'][row]
     class Evil:
         def __reduce__(self): return print, ('run',)
-    (root/'cifar-100-python'/'meta').write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(pickle.UnpicklingError, match='builtins.print is not allowed'): load('cifar100', root)
+    put(root/'cifar-100-python'/'meta', pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match='meta of CIFAR-100 cannot be read .*builtins.print is not allowed'):
+        load('cifar100', root)
 
+
+def as_bytes(value): # keys and names as Python 2 leaves them
+    if isinstance(value, dict): return {k.encode(): as_bytes(v) for k, v in value.items()}
+    return [v.encode() if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize('dump', [
+    lambda v: pickle.dumps(v, protocol=5), lambda v: pickle.dumps(as_bytes(v), protocol=2),
+    lambda v: pickle.dumps(as_bytes(v), protocol=4),
+    lambda v: pickle.dumps({k: np.array(x) if k == 'fine_labels' else x for k, x in v.items()}),
+    lambda v: pickle.dumps({k: x.reshape(-1, 3, 32, 32) if k == 'data' else x for k, x in v.items()}),
+])
+@pytest.mark.parametrize('packed', [False, True])
+def test_cifar100_pickled_again(dump, packed, tmp_path):
+    want = load('cifar100', cifar(tmp_path/'a'))
+    root = cifar(tmp_path/'b', dump=dump)
+    if packed: root = zipped(root/'cifar-100-python', tmp_path/'b.zip')
+    got = cifar100(root)
+    assert got.classes == want.classes
+    for a, b in zip(want.parts.values(), got.parts.values()):
+        assert torch.equal(a.rows, b.rows) and torch.equal(a.targets, b.targets) and np.array_equal(a.images, b.images)
+
+
+@pytest.mark.parametrize('name,raw,message', [
+    ('train', b'', r'train of CIFAR-100 cannot be read \(EOFError'),
+    ('train', b'\x80\x05\x95half', 'train of CIFAR-100 cannot be read'),
+    ('train', [1, 2], 'train of CIFAR-100 must hold a dict, got list'),
+    ('test', dict(data=np.zeros((4, 3072), 'u1'), labels=[0]*4), "test of CIFAR-100 has .*, not .*fine_labels"),
+    ('train', dict(data=np.zeros((4, 32, 32, 3), 'u1'), fine_labels=[0]*4),
+     r'must be bytes \(N, 3072\), got uint8 \(4, 32, 32, 3\)'),
+    ('train', dict(data=np.zeros((4, 3072)), fine_labels=[0]*4), 'must be bytes .* got float64'),
+    ('train', dict(data=np.zeros((4, 3072), 'u1'), fine_labels=[9]*4), 'fine_labels of train must be class ids'),
+    ('train', dict(data=np.zeros((4, 3072), 'u1'), fine_labels=[0]*3), 'fine_labels of train must be .* one a row'),
+    ('meta', dict(label_names=['cat']), 'meta of CIFAR-100 has no fine_label_names'),
+])
+def test_damaged_cifar100_is_named(name, raw, message, tmp_path):
+    root = cifar(tmp_path)
+    put(root/'cifar-100-python'/name, raw if isinstance(raw, bytes) else pickle.dumps(raw))
+    with pytest.raises(ValueError, match=message): cifar100(root)
+
+
+@pytest.mark.parametrize('files,found', [
+    (['cifar-10-batches-py/data_batch_1'], '1 without ending'), (['cifar-100-python.tar.gz'], '1 .gz'),
+    (['train/apple/1.png', 'test/apple/2.png'], '2 .png .*, not the pickles .* dataset folder'),
+    (['cifar-100-binary/train.bin'], '1 .bin'),
+])
+def test_other_forms_of_cifar100_are_refused_with_what_was_found(files, found, tmp_path):
+    for f in files: put(tmp_path/f, b'x')
+    with pytest.raises(FileNotFoundError, match=f'CIFAR-100 is not at .*, which holds {found}.*: root must name it'):
+        cifar100(tmp_path)
+
+
+# ---- soft labels
 
 def test_soft_labels(tmp_path):
     root, g = tree(tmp_path/'images', ['.'], each=10), np.random.default_rng(0)
-    names = sorted(str(p.relative_to(root)) for p in root.rglob('*.png'))
+    files = sorted(str(p.relative_to(root)) for p in root.rglob('*.png'))
     probs = g.dirichlet([1, 1, 1, 1], 30)
     np.save(tmp_path/'p.npy', probs)
     s = load('soft_labels', root, tmp_path/'p.npy')
-    assert s.num_classes == 4 and sum(len(p) for p in s.parts.values()) == 30
+    assert s.num_classes == 4 and sum(sizes(s).values()) == 30
     for part in s.parts.values():
-        for i in range(len(part)): np.testing.assert_allclose(part.target(i), probs[names.index(part.name(i))], rtol=1e-6)
+        for i in range(len(part)):
+            np.testing.assert_allclose(part.target(i), probs[files.index(part.name(i))], rtol=1e-6)
     def table(rows, header=('file', 'split', 'cat', 'dog', 'cow', 'pig')):
         with open(tmp_path/'p.csv', 'w', newline='') as f: csv.writer(f).writerows([header, *rows])
         return tmp_path/'p.csv'
     part = ['train']*20+['valid']*4+['test']*6
-    s = load('soft_labels', root, table([[n, w, *p] for n, w, p in zip(names, part, probs)]))
-    assert s.classes == ['cat', 'dog', 'cow', 'pig'] and [len(p) for p in s.parts.values()] == [20, 4, 6] and s.test.name(0) == names[24]
-    x, t = next(iter(Batches(s.train, 6, True, transforms(32, True), s.mean, s.std, mixing=Mixing(4, smoothing=.2))))
+    s = load('soft_labels', root, table([[n, w, *p] for n, w, p in zip(files, part, probs)]))
+    assert s.classes == ['cat', 'dog', 'cow', 'pig'] and list(sizes(s).values()) == [20, 4, 6]
+    assert s.test.name(0) == files[24]
+    mixing = Mixing(4, smoothing=.2)
+    x, t = next(iter(Batches(s.train, 6, True, transforms(32, True), s.mean, s.std, mixing=mixing)))
     assert x.shape == (6, 3, 32, 32) and t.shape == (6, 4) and t.min() >= .05 - 1e-6
     torch.testing.assert_close(t.sum(1), torch.ones(6))
     probs[3] *= 2
     np.save(tmp_path/'p.npy', probs)
-    with pytest.raises(ValueError, match=r'sum to 1: row 3 \(a/3.png\) sums to 2; 1 such rows'): load('soft_labels', root, tmp_path/'p.npy')
-    with pytest.raises(ValueError, match='one row per image, 30, got 29'): np.save(tmp_path/'p.npy', probs[1:]), load('soft_labels', root, tmp_path/'p.npy')
-    with pytest.raises(ValueError, match='name files that are not below .*: nope.png'): load('soft_labels', root, table([['nope.png', 'train', 1, 0, 0, 0]]))
+    with pytest.raises(ValueError, match=r'sum to 1: row 3 \(a/3.png\) sums to 2; 1 such rows'):
+        load('soft_labels', root, tmp_path/'p.npy')
+    np.save(tmp_path/'p.npy', probs[1:])
+    with pytest.raises(ValueError, match='one row per image, 30, got 29'): load('soft_labels', root, tmp_path/'p.npy')
+    with pytest.raises(ValueError, match='name files that are not below .*: nope.png'):
+        load('soft_labels', root, table([['nope.png', 'train', 1, 0, 0, 0]]))
 
+
+def test_tables_in_every_form_give_the_same_parts(tmp_path):
+    root = tree(tmp_path/'images', ['.'], each=10)
+    files = sorted(str(p.relative_to(root)) for p in root.rglob('*.png'))
+    part = ['train']*20 + ['val']*4 + ['TEST']*6
+    rows = [(n, (2*i) % 7, 1+i % 3, s) for i, (n, s) in enumerate(zip(files, part))]
+    counts = 'file,x,y,split\n'+''.join(f'{n},{a},{b},{s}\n' for n, a, b, s in rows)
+    votes = soft_labels(root, put(tmp_path/'v.csv', counts))
+    percent = 'file;x;y;split\n'+''.join(f'{n};{100*a/(a+b):.3f};{100*b/(a+b):.3f};{s}\n' for n, a, b, s in rows)
+    path = put(tmp_path/'p.csv', percent)
+    with pytest.raises(ValueError, match='sums to 100; 30 such rows; rescale=True'): load('soft_labels', root, path)
+    for s in (votes, load('rescaled_labels', root, path)):
+        assert sizes(s) == dict(train=20, valid=4, test=6) and names(s.test) == files[24:] and s.note == 'its own split'
+        torch.testing.assert_close(s.train.part_targets, votes.train.part_targets, rtol=0, atol=2e-5)
+    torch.testing.assert_close(votes.train.target(3), torch.tensor([6/7, 1/7]))
+    named = ''.join(f'{n},{"xy"[i % 2]},{s}\n' for i, (n, _, _, s) in enumerate(rows) if s != 'val')
+    with pytest.warns(UserWarning, match='t.csv: left out: 4 images without a row'):
+        one = soft_labels(root, put(tmp_path/'t.csv', f'file,label,split\n{named}'))
+    assert one.train.labels.tolist() == [files.index(n) % 2 for n in names(one.train)] and one.train.targets.ndim == 1
+    assert sizes(one) == dict(train=18, valid=2, test=6) and one.left_out[0].startswith('4 images without a row: ')
+
+
+def test_missing_label_files_and_images_are_named(tmp_path):
+    root = tree(tmp_path/'images', ['.'])
+    with pytest.raises(FileNotFoundError, match='the label file is not at .*none.csv: labels must name it'):
+        load('soft_labels', root, tmp_path/'none.csv')
+    with pytest.raises(FileNotFoundError, match='the label file is not at None: labels must name it'):
+        load('soft_labels', root)
+    with pytest.raises(FileNotFoundError, match='the data of soft_labels is not at .*: root must name it'):
+        load('soft_labels', tmp_path/'none', tmp_path/'x.csv')
+
+
+# ---- one call
 
 def test_reduced_sets_keep_the_reported_part():
     s, full = load('digits', classes=4, limit=5), load('digits')
     assert s.num_classes == 4 and torch.bincount(s.train.labels).tolist() == [5]*4
-    assert torch.equal(s.test.rows, full.test.rows[full.test.labels < 4]) and set(s.train.rows.tolist()) < set(full.train.rows.tolist())
+    assert torch.equal(s.test.rows, full.test.rows[full.test.labels < 4])
+    assert set(s.train.rows.tolist()) < set(full.train.rows.tolist())
     for bad in (1, 11):
         with pytest.raises(ValueError, match=rf'classes must be in \[2, 10\], got {bad}'): load('digits', classes=bad)
+    with pytest.raises(ValueError, match='limit must be at least 1, got 0'): load('digits', limit=0)
 
 
-@pytest.mark.parametrize('name,words', [('imagenet', 'ImageNet-1k is not at .*145 GB; .*image-net.org'), ('tiny_imagenet', 'Tiny ImageNet is not at .*237 MB; .*cs231n'),
-                                        ('cifar100', 'CIFAR-100 is not at .*161 MB; .*toronto'), ('folder', 'a folder of images is not at')])
+@pytest.mark.parametrize('name,words', [
+    ('imagenet', 'ImageNet-1k is not at .*145 GB; .*image-net.org'),
+    ('tiny_imagenet', 'Tiny ImageNet is not at .*237 MB; .*cs231n'),
+    ('cifar100', 'CIFAR-100 is not at .*161 MB; .*toronto'),
+    ('folder', 'a folder of images is not at'),
+])
 def test_missing_data_says_what_and_where_from(name, words, tmp_path):
     with pytest.raises(FileNotFoundError, match=words): load(name, tmp_path/'nothing')
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="name must be digits, cifar100, tiny_imagenet, imagenet, folder or soft_labels, got 'mnist'"): load('mnist')
-    with pytest.raises(ValueError, match='targets must have one row per image, 3, got 2'): ImageSet(torch.rand(3, 1, 2, 2), torch.zeros(2))
+    known = 'digits, cifar100, tiny_imagenet, imagenet, folder, soft_labels or rescaled_labels'
+    with pytest.raises(ValueError, match=f"name must be {known}, got 'mnist'"): load('mnist')
+    with pytest.raises(ValueError, match='targets must have one row per image, 3, got 2'):
+        ImageSet(torch.rand(3, 1, 2, 2), torch.zeros(2))
 
 
 def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch):
     import torchvision.datasets.utils as utils
     def fake(url, root, filename=None, md5=None):
-        import hashlib, pathlib
-        p = pathlib.Path(root); p.mkdir(exist_ok=True, parents=True); (p/'tiny-imagenet-200.zip').write_bytes(b'half a file')
+        put(Path(root)/'tiny-imagenet-200.zip', b'half a file')
         if hashlib.md5(b'half a file').hexdigest() != md5: raise RuntimeError('File not found or corrupted.')
     monkeypatch.setattr(utils, 'download_url', fake)
     with pytest.raises(RuntimeError, match='corrupted'): load('tiny_imagenet', tmp_path/'new', download=True)
-
-
-# ---- batches
-
-@pytest.fixture(scope='module')
-def small(tmp_path_factory): return load('tiny_imagenet', tiny(tmp_path_factory.mktemp('tiny'), train=14))
-
-
-def made(data, **kw): return Batches(data.train, kw.pop('batch_size', 8), True, transforms(32, True), data.mean, data.std, .5, Mixing(3), **kw)
-
-
-def same(a, b): return torch.equal(a[0], b[0]) and torch.equal(a[1].dense(), b[1].dense())
-
-
-def test_a_batch_is_a_function_of_seed_epoch_and_number(small):
-    first = made(small)
-    first.seek(2); whole = list(first)
-    assert len(whole) == len(first) == len(small.train)//8
-    torch.manual_seed(5); np.random.seed(5)
-    other = made(small)
-    list(other)                                   # another epoch before, and other global states
-    other.seek(2, 2); rest = list(other)
-    assert len(rest) == len(whole)-2 and all(same(a, b) for a, b in zip(whole[2:], rest))
-    workers = made(small, num_workers=2); workers.seek(2)
-    assert all(same(a, b) for a, b in zip(whole, workers))
-    for change in (made(small, seed=1), made(small)):
-        change.seek(2 if change.seed else 3)
-        assert not same(next(iter(change)), whole[0])
-
-
-def test_global_generators_are_left_alone(small):
-    import random
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    next(iter(made(small)))
-    assert random.getstate() == before[0] and np.random.get_state()[1].tolist() == before[1] and torch.equal(torch.get_rng_state(), before[2])
-    with seeded(1, 2): a = torch.rand(2), np.random.rand(), random.random()
-    with seeded(1, 2): b = torch.rand(2), np.random.rand(), random.random()
-    with seeded(2, 1): c = torch.rand(2)
-    assert torch.equal(a[0], b[0]) and a[1:] == b[1:] and not torch.equal(a[0], c)
-
-
-def test_training_is_whole_batches_and_evaluation_all_rows_in_order():
-    s = digits()
-    epoch = lambda n: (b.seek(n), list(b))[1]
-    b = Batches(s.train, 100, True)
-    rows = lambda batches: Counter((bytes((16*v).to(torch.uint8).numpy()), int(k)) for x, y in batches for v, k in zip(x, y))
-    mine = rows([(torch.stack([s.train.image(i) for i in range(len(s.train))]), s.train.labels)])
-    assert [len(y) for _, y in epoch(0)] == [100]*7 and not rows(epoch(0)) - mine
-    assert not torch.equal(epoch(0)[0][1], epoch(1)[0][1])
-    assert torch.equal(torch.cat([y for _, y in Batches(s.valid, 100)]), s.valid.labels)
-
-
-def test_ranks_share_each_batch(small):
-    whole = Batches(small.train, 8, True, transforms(32, True), small.mean, small.std)
-    halves = [Batches(small.train, 8, True, transforms(32, True), small.mean, small.std, rank=r, world=2) for r in (0, 1)]
-    for (x, y), (a, i), (b, j) in zip(whole, *halves):
-        assert torch.equal(x[0::2], a) and torch.equal(x[1::2], b) and torch.equal(y[0::2], i) and torch.equal(y[1::2], j)
-    lams = [next(iter(made(small, rank=r, world=2)))[1].weights[0, 0] for r in (0, 1)]
-    assert lams[0] == lams[1] and 0 < lams[0] < 1 # one lam for the global batch
-
-
-def test_normalisation_and_evaluation_transform(small):
-    x, y = next(iter(Batches(small.test, 12, transform=transforms(64), mean=small.mean, std=small.std)))
-    for i in range(12):
-        want = (torch.tensor(np.asarray(small.test.image(i))).permute(2, 0, 1)/255-torch.tensor(small.mean)[:, None, None])/torch.tensor(small.std)[:, None, None]
-        torch.testing.assert_close(x[i], want, rtol=0, atol=1e-5)
-    assert torch.equal(y, small.test.labels)
-
-
-def test_unreadable_images_are_named_counted_and_bounded(tmp_path):
-    root = tree(tmp_path, ['train', 'val'], each=20)
-    bad = [root/'train'/'a'/'3.png', root/'train'/'b'/'4.png', root/'val'/'c'/'5.png']
-    for p, data in zip(bad, (b'', b'not an image', bad[2].read_bytes()[:200])): p.write_bytes(data)
-    s = load('imagenet', root)
-    batches = Batches(s.train, 10, True, transforms(32, True), s.mean, s.std, max_corrupt=.1)
-    with pytest.warns(UserWarning, match=r'cannot be read, replaced: train/a/3.png \(UnidentifiedImageError\)'): epoch = list(batches)
-    assert all(len(y) == 10 for _, y in epoch)
-    batches.seek(1); list(batches)
-    held = [n for n in (s.train.name(i) for i in range(len(s.train))) if n in ('train/a/3.png', 'train/b/4.png')]
-    assert sorted(n.split(' ')[0] for n in batches.corrupt) == sorted(held) and held
-    with pytest.warns(UserWarning, match='left out: val/c/5.png'): test = list(Batches(s.test, 20, transform=transforms(32), mean=s.mean, std=s.std, max_corrupt=.1))
-    assert sum(len(y) for _, y in test) == 59
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r'1 of 60 images cannot be read, more than max_corrupt=0.01: val/c/5.png'):
-        list(Batches(s.test, 20, transform=transforms(32), mean=s.mean, std=s.std))
-    for p in (root/'train').rglob('*.png'): p.write_bytes(b'')
-    with pytest.raises(ValueError, match='images in a row cannot be read'): next(iter(batches))
-
-
-def test_randaugment_survives_every_policy(small):
-    "Magnitudes above ten ask timm's posterise for no bits at all."
-    view = transforms(32, True, 'rand-m10-n4-mstd3-inc1')
-    for i in range(150):
-        with seeded(i): assert view(small.train.image(i % len(small.train))).shape == (3, 32, 32)
-
-
-# ---- mixing
-
-@pytest.mark.parametrize('mixup,cutmix', [(.8, 0.), (0., 1.), (.8, 1.)])
-@pytest.mark.parametrize('smoothing', [0., .1])
-def test_mixing_is_timms(mixup, cutmix, smoothing):
-    from timm.data import Mixup
-    images, labels = torch.rand(8, 3, 16, 16), torch.tensor([0, 1, 2, 3, 4, 5, 1, 2])
-    for seed in range(6):
-        with seeded(seed): theirs, dense = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=7)(images.clone(), labels.clone())
-        with seeded(seed): ours, sparse = Mixing(7, mixup, cutmix, smoothing)(images.clone(), labels)
-        assert isinstance(sparse, SparseTargets) and sparse.indices.shape == (8, 2) and torch.equal(ours, theirs)
-        torch.testing.assert_close(sparse.dense(), dense, rtol=0, atol=1e-6)
-
-
-def test_mixing_of_soft_targets_is_mixing_of_rows():
-    soft = torch.softmax(torch.randn(6, 4, dtype=torch.float64), 1)
-    images = torch.eye(6, dtype=torch.float64).reshape(6, 1, 1, 6).clone()
-    with seeded(3): mixed, targets = Mixing(4, cutmix=0., smoothing=.2)(images, soft)
-    lam = mixed[0, 0, 0, 0]
-    torch.testing.assert_close(targets, .8*(lam*soft+(1-lam)*soft.flip(0))+.05, rtol=0, atol=1e-7)
-
-
-def test_lam_follows_its_beta_law():
-    mixing = Mixing(3, .8, 0., 0.)
-    with seeded(0): lams = torch.stack([mixing(torch.zeros(2, 1, 1, 1), torch.tensor([0, 1]))[1].weights[0, 0] for _ in range(2000)])
-    assert abs(lams.mean()-.5) < .04 and abs(lams.var()-1/(4*(2*.8+1))) < .01  # Beta(a, a): mean 1/2, variance 1/(4(2a+1))
-
-
-def test_drawn_labels_follow_the_soft_target():
-    "Over many batches, a hard loss sees each class as often as the mixed and smoothed targets say."
-    labels, mixing = torch.tensor([0, 1, 1, 2]), Mixing(4, .8, 0., .1, draw=True)
-    soft = Mixing(4, .8, 0., .1)
-    count, want = torch.zeros(4, 4), torch.zeros(4, 4)
-    for seed in range(400):
-        with seeded(seed): ids = mixing(torch.zeros(4, 1, 2, 2), labels)[1]
-        with seeded(seed): want += soft(torch.zeros(4, 1, 2, 2), labels)[1].dense()
-        count += one_hot(ids, 4)
-    assert ((count-want).abs() < 5*(want*(1-want/400)).sqrt()+1).all()
-
-
-@pytest.mark.parametrize('call,message', [
-    (lambda: Mixing(10, mixup=-1.), 'mixup must not be negative, got -1'),
-    (lambda: Mixing(10, cutmix=-1.), 'cutmix must not be negative, got -1'),
-    (lambda: Mixing(10, smoothing=1.), r'smoothing must be in \[0, 1\), got 1.0'),
-    (lambda: Mixing(10)(torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])), 'batch_size must be even for mixing, got 3'),
-    (lambda: Batches(digits().train, 0), 'batch_size must be positive'),
-    (lambda: Batches(digits().train, 9, world=2), 'a multiple of the 2 ranks, got 9'),
-    (lambda: Batches(digits().train, 4096, train=True), 'batch_size must be at most the 719 rows of the data set, got 4096'),
-    (lambda: make_head(8, 0), 'num_classes must be at least 1, got 0'),
-    (lambda: make_head(8, 2, hidden=0), 'hidden must be at least 1, got 0'),
-    (lambda: SmallCNN(2)(torch.rand(2, 3, 8, 8)), r'images must be \(N, 1, H, W\), got \(2, 3, 8, 8\)'),
-    (lambda: make_model('resnet_9000', 2), "name must be small_cnn, vit_b16, vit_tiny, resnet18_64 or a model of timm's, got 'resnet_9000'"),
-    (lambda: make_loss('mse'), 'loss must be one of nll, soft_target_cross_entropy'),
-    (lambda: make_loss('info_nce', torch.tensor([0, 1]), 2, noise='gauss'), "noise must be one of in_batch, queue, closed_form, fresh, got 'gauss'"),
-    (lambda: recipe('mnist', 'nll'), 'recipe must be imagenet, tiny_imagenet, cifar100, small or digits'),
-    (lambda: settings(None, 'digits', 'nll', dict(epochs='many')), "epochs must be like 30 of the recipe, got 'many'"),
-    (lambda: settings(None, 'digits', 'nll', dict(epochs=True)), 'epochs must be like 30 of the recipe, got True'),
-    (lambda: settings(None, 'digits', 'nll', dict(momentum=.9)), 'momentum is no setting of a recipe'),
-])
-def test_errors_name_the_argument(call, message):
-    with pytest.raises(ValueError, match=message): call()
-
-
-# ---- models
-
-@pytest.mark.parametrize('bn', [False, True])
-def test_head_has_three_layers_or_one(bn):
-    layers = make_head(5, 3, 7, bn)
-    linear = [m for m in layers if isinstance(m, torch.nn.Linear)]
-    assert [(m.in_features, m.out_features) for m in linear] == [(5, 7), (7, 7), (7, 3)]
-    assert isinstance(make_head(5, 3, None), torch.nn.Linear)
-    h, (a, b, c), gelu = torch.randn(4, 5), linear, lambda v: v*.5*(1+torch.erf(v/2**.5))
-    with torch.no_grad():
-        want = gelu(gelu(h@a.weight.T+a.bias)@b.weight.T+b.bias)@c.weight.T+c.bias
-        if bn: want = (want-want.mean(0))/(want.var(0, unbiased=False)+1e-5).sqrt()
-        torch.testing.assert_close(layers(h), want)
-
-
-def test_models_end_in_logits():
-    for name, size, channels in (('small_cnn', 8, 1), ('resnet18_64', 64, 3), ('vit_tiny', 64, 3), ('resnet10t', 32, 3)):
-        model = make_model(name, 6, size, channels, hidden=16)
-        assert model(torch.rand(2, channels, size, size)).shape == (2, 6)
-    linear = make_model('vit_tiny', 6, 64, hidden=None)
-    assert isinstance(linear.head, torch.nn.Linear) and linear.head.out_features == 6
-
-
-def test_weights_from_a_local_checkpoint_with_other_position_embeddings(tmp_path):
-    "A made-up MAE-like checkpoint of another size: blocks are copied, position embeddings interpolated, decoder and head left out."
-    import timm
-    other = timm.create_model('vit_tiny_patch16_224', img_size=96, num_classes=9, depth=2)
-    for p in other.parameters(): torch.nn.init.normal_(p, std=.5)
-    state = other.state_dict() | {'mask_token': torch.zeros(1, 1, 4), 'decoder_pred.weight': torch.zeros(2, 2)}
-    torch.save(dict(model=state, epoch=3), tmp_path/'mae.pth')
-    model = timm.create_model('vit_tiny_patch16_224', img_size=160, num_classes=4, depth=2)
-    head = model.head.weight.clone()
-    assert load_weights(model, tmp_path/'mae.pth') == [] and torch.equal(model.head.weight, head)
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in other.state_dict().items() if k.startswith('blocks'))
-    assert model.pos_embed.shape == (1, 101, 192) and torch.equal(model.pos_embed[:, 0], other.pos_embed[:, 0])
-    grid = lambda m, n: m.pos_embed[:, 1:].reshape(1, n, n, 192).permute(0, 3, 1, 2)
-    want = torch.nn.functional.interpolate(grid(other, 6), (10, 10), mode='bicubic', antialias=True)
-    torch.testing.assert_close(grid(model, 10), want, rtol=0, atol=1e-5)
-    torch.save({'a': torch.zeros(1)}, tmp_path/'other.pth')
-    with pytest.raises(ValueError, match="of the model's .* parameters; missing: cls_token"): load_weights(model, tmp_path/'other.pth')
-
-
-def test_published_weights_that_cannot_be_had_say_so(monkeypatch):
-    import timm
-    def refuse(*a, **k): raise OSError('no network')
-    monkeypatch.setattr(timm, 'create_model', lambda *a, **k: refuse() if k.get('pretrained') else pytest.fail('not asked for weights'))
-    with pytest.raises(FileNotFoundError, match=r'weights of vit_base_patch16_224.mae cannot be had \(no network\): .* pretrained='): make_model('vit_b16', 5, pretrained=True)
-
-
-# ---- recipes
-
-def test_table_3():
-    want = dict(weight_decay=.05, layer_decay=.65, batch_size=1024, warmup_epochs=5, epochs=100, smoothing=.1, mixup=.8, cutmix=1., auto_augment='rand-m9-mstd0.5-inc1', hidden=4096, drop_path=.1)
-    rates = dict(imagenet=(.0003, .00055, .00055), tiny_imagenet=(.0003, .00025, .00025), cifar100=(.0003, .0003, .00055))
-    for name, (ce, nce, soft) in rates.items():
-        s = recipe(name, 'soft_target_info_nce')
-        assert {k: s[k] for k in want} == want and s['model'] == 'vit_b16' and s['base_lr'] == soft
-        assert recipe(name, 'soft_distribution_info_nce')['base_lr'] == recipe(name, 'info_nce')['base_lr'] == nce
-        assert recipe(name, 'nll')['base_lr'] == recipe(name, 'soft_target_cross_entropy')['base_lr'] == ce
-        assert [recipe(name, 'nll')[k] for k in ('smoothing', 'mixup', 'cutmix')] == [0, 0, 0]
-
-
-def test_explicit_settings_come_before_the_recipes():
-    s = settings('tiny_imagenet', 'digits', 'nll', dict(mixup=1, epochs=None, layer_decay='none', hidden=0, pretrained='weights.pth'))
-    assert s['mixup'] == 1. and isinstance(s['mixup'], float) and s['epochs'] == 100 and s['layer_decay'] is None and s['hidden'] == 0 and s['pretrained'] == 'weights.pth'
-    assert settings(None, 'folder', 'nll', {})['model'] == 'resnet18_64' and settings(None, 'digits', 'nll', {})['model'] == 'small_cnn'
-
-
-def test_losses_by_name():
-    labels = torch.tensor([0, 0, 0, 1])
-    for name, kind in LOSSES.items():
-        loss = make_loss(name, labels, 2)
-        assert type(loss) is kind
-        if isinstance(loss, InfoNCE): torch.testing.assert_close(loss.noise_probs, torch.tensor([.75, .25]))
-    sources = {n: make_loss('soft_target_info_nce', labels, 2, n, 17, .8, .1).noise_samples for n in ('in_batch', 'queue', 'fresh', 'closed_form')}
-    assert sources['in_batch'] is None and isinstance(sources['queue'], Queue) and sources['queue'].size == 17
-    assert isinstance(sources['fresh'], Fresh) and (sources['fresh'].size, sources['fresh'].lam, sources['fresh'].epsilon) == (17, .8, .1) and isinstance(sources['closed_form'], ClosedForm)
-
-
-def test_every_loss_sees_the_same_images():
-    data = load('digits')
-    first = {}
-    for loss in LOSSES:
-        x, t = next(iter(loaders(data, settings(None, 'digits', loss, {}), loss, seed=4)['train']))
-        first[loss] = x
-        assert (t.ndim == 1 and not t.is_floating_point()) if loss in ('nll', 'info_nce') else isinstance(t, SparseTargets)
-    assert all(torch.equal(x, first['nll']) for x in first.values())
-
-
-@pytest.mark.slow
-def test_imagenet_recipe_takes_a_step(tmp_path):
-    "ViT-B/16 at 224 pixels with every setting of Table 3 but the batch, the weights and the precision, on three made-up classes."
-    data = dict(name='imagenet', root=tree(tmp_path/'data', ['train', 'val'], each=4, size=256), valid=.25)
-    s = settings(None, 'imagenet', 'soft_target_info_nce', dict(batch_size=8, epochs=1, warmup_epochs=0, pretrained=False, precision='fp32', compile=False)) | dict(lr=1e-5)
-    out = train_images(data, s, dict(name='soft_target_info_nce'), tmp_path/'run', device='cpu')
-    assert out['weights'] > 100e6 and out['test'][0].shape == (12, 3) and np.isfinite(out['last']['train_loss']) and out['last']['epoch'] == 1
-
-
-@pytest.mark.parametrize('kind', ['cifar100', 'tiny_imagenet'])
-def test_a_small_training_from_files(kind, tmp_path):
-    root = cifar(tmp_path/'d') if kind == 'cifar100' else tiny(tmp_path/'d')
-    s = settings('small', kind, 'soft_target_info_nce', dict(model='small_cnn', image_size=32, batch_size=8, epochs=1, warmup_epochs=0, precision='fp32', erase=.25)) | dict(lr=1e-3)
-    out = train_images(dict(name=kind, root=root, valid=.2), s, dict(name='soft_target_info_nce'), tmp_path/'run', device='cpu')
-    assert out['test'][0].shape == ((20, 5) if kind == 'cifar100' else (12, 3)) and not out['corrupt']
-    again = train_images(dict(name='nothing'), s, dict(name='soft_target_info_nce'), tmp_path/'run', device='cpu')  # finished: read back
-    assert torch.equal(again['test'][0], out['test'][0])
