@@ -142,7 +142,15 @@ def _is_list_of_dicts(value): return isinstance(value, list) and all(isinstance(
 def check_needs(name, parameters:dict, out_dir=None):
     "UsageError for the first run behind a figure that cannot be made; nothing where the figure is finished."
     if Run(run_dir(name, parameters, out_dir)).finished: return
-    for experiment, settings in needs(name, parameters).items(): _check_all(experiment, settings, runs_root(out_dir))
+    for experiment, settings in _needs_by_name(name, parameters): _check_all(experiment, settings, runs_root(out_dir))
+
+def _needs_by_name(name, parameters):
+    "The needs that can be read from here: a notebook that is run by itself may name its runs as it likes."
+    try: asked = needs(name, parameters)
+    except UsageError: return
+    for experiment, settings in asked.items():
+        try: yield find_experiment(experiment), settings
+        except UsageError: pass
 
 # %% ../../nbs/runs/sweeps.ipynb #98e15e0c
 class Planned(NamedTuple):
