@@ -313,7 +313,6 @@ def check_counts(counts):
     without = (counts.sum(1) == 0).nonzero()[:, 0].tolist()
     if without: raise ValueError(f"counts must be positive for some class in each row, got none in rows {without[:10]}")
 
-# %% ../nbs/losses/targets.ipynb #2321797f
 def join_sparse(batches):
     "What `SparseTargets.cat` does."
     classes = {b.num_classes for b in batches}
