@@ -248,6 +248,10 @@ def rows_per_program(x): return 128//x.element_size()  # one line of memory
 def num_programs(x): # four for each multiprocessor hide each other's waiting; for the interpreter, some
     return 4*torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
 
+def pieces(count, size, dtype, device):
+    "Pieces of new memory, each at a multiple of 128 bytes: at another an odd batch would be compiled for anew."
+    return list(torch.empty(count, triton.cdiv(size, 32)*32, dtype=dtype, device=device))
+
 def table_of(logits):
     "Logits by class `(K, N)`, filled up with zeros to whole lines of memory."
     (N, K), size = logits.shape, rows_per_program(logits)
@@ -263,7 +267,7 @@ def launch_lse(table, rows, candidates, log_eta, scale, in_batch):
     parts = max(1, min(num_programs(table)//triton.cdiv(N, size), triton.cdiv(M, 128)))  # of 128 candidates or more
     per_part = triton.cdiv(triton.cdiv(M, parts), 64)*64
     parts = triton.cdiv(M, per_part)
-    memory = torch.empty(3, parts, N, dtype=full, device=table.device)
+    memory = pieces(3, parts*N, full, table.device)
     lse_kernel[(triton.cdiv(N, size), parts)](
         table,
         log_eta,
@@ -282,14 +286,26 @@ def launch_lse(table, rows, candidates, log_eta, scale, in_batch):
         DTYPE=precision(table),
         BLOCK_N=size,
         BLOCK_M=TILE//size)
-    return join_parts(*memory, rows.own, with_q=candidates.share is not None)
+    if candidates.share is None: memory[2] = None
+    return join_parts(*memory, parts, rows.own)
 
-def join_parts(tops, sums, shares, own, with_q=False):
-    "Top, sum and share of the mean of rows from those of the parts `(parts, N)`, and the results."
-    parts, N = tops.shape
-    top, z, q, total = torch.empty(4, N, dtype=tops.dtype, device=tops.device)
+def join_parts(tops, sums, shares, parts, own):
+    "Top, sum and share of the mean of rows `(N,)` from those of their parts `(parts*N,)`, and the results."
+    N, total = own.shape[0], torch.empty_like(own)
+    top, z, q = pieces(3, N, own.dtype, own.device)
     join_kernel[(triton.cdiv(N, 128),)](
-        tops, sums, shares if with_q else None, own, top, z, q, total, N, parts, DTYPE=precision(tops), BLOCK=128)
+        tops,
+        sums,
+        shares,
+        own,
+        top,
+        z,
+        q,
+        total,
+        N,
+        parts,
+        DTYPE=precision(own),
+        BLOCK=128)
     return top, z, q, total
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #3cb4d3df
