@@ -364,7 +364,8 @@ def compiled(capability, tmp_path, which=''):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-KERNELS = {name for name, value in vars(triton_sums).items() if name.endswith('_kernel')}
+MODULES = triton_sums, triton_candidates, triton_pairs
+KERNELS = {name for module in MODULES for name in vars(module) if name.endswith('_kernel')}
 
 
 @pytest.mark.parametrize('capability, which', [('90', ''), *(pytest.param(c, 'all', marks=pytest.mark.slow)
