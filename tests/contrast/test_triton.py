@@ -22,7 +22,7 @@ import test_scores
 import test_sums
 from literal_sums import F64, INF
 from softnce import soft_target_info_nce
-from softnce.contrast import set_backend, triton_candidates, triton_sums
+from softnce.contrast import set_backend, triton_candidates, triton_pairs, triton_sums
 from softnce.contrast.layout import by_class
 from softnce.contrast.sums import class_sums, product_sums, sparse_sums
 
