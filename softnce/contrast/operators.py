@@ -46,6 +46,10 @@ class set_backend:
     def __exit__(self, *exc): _backend.set(self.before)
 
 # %% ../../nbs/contrast/operators.ipynb #8bc24c11
+def backend():
+    "The backend that was set, or None."
+    return _backend.get()
+
 def triton_for(x):
     "The module of Triton kernels if `x` is to be computed by them, else None."
     if _backend.get() == 'torch' or (_backend.get() is None and not x.is_cuda): return None

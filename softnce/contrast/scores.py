@@ -33,6 +33,7 @@ from ..candidates import (AllClasses, ClassCounts, DenseCandidates, Expectation,
 from .expected_sums import expected_sums
 from .linear_sums import linear_sums
 from .layout import LOW, centred, in_full, masked, mean_score, own_score
+from .operators import backend
 from .sums import class_sums, product_sums, sparse_sums
 from ..noise import noise_of
 from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of
@@ -115,9 +116,10 @@ def label_counts(labels, like):
 SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
 
 def is_small(scores):
-    "Whether PyTorch's own cross-entropy is cheaper to call; 16-bit logits would be rounded there."
+    "Whether PyTorch's own cross-entropy is cheaper to call: on a CPU, where its result can be looked at at once."
     x = scores.values
-    return scores.scale == 1 and x.numel() < SMALL and x.dtype.itemsize >= 4 and has_values(x)
+    if x.device.type != 'cpu' or backend() is not None or not has_values(x): return False
+    return scores.scale == 1 and x.numel() < SMALL and x.dtype.itemsize >= 4  # 16-bit logits would be rounded
 
 def weighted_cross_entropy(scores, own, counts):
     "The sum over counts as PyTorch's cross-entropy; None where that loses digits: for sure rows and large logits."
