@@ -167,12 +167,16 @@ def written_probs(own, like):
     probs = torch.zeros_like(like, requires_grad=False).scatter_add(1, own.ids, own.weights)
     return probs if own.share is None else probs + own.share[:, None]/like.shape[1]
 
+def mean_under(own, values):
+    "<alpha_i, values> for a vector `(K,)`: `(N,)`."
+    means = own.probs @ values if own.probs is not None else (own.weights*values[own.ids]).sum(1)
+    return means if own.share is None else means + own.share*values.mean()
+
 def sum_expectation(scores, candidates):
     "Closed-form noise: with t s + log eta in each sum; uniform noise is a constant."
     own, exponents, noise_probs, as_scored = candidates
     if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
-        rows = sum_classes(scores._replace(log_eta=None), AllClasses(own))
-        return rows + (own_score(noise_probs.log().expand(rows.shape[0], -1), *own) if rows.shape[0] else 0.)
+        return sum_classes(scores._replace(log_eta=None), AllClasses(own)) + mean_under(own, noise_probs.log())
     if not exponents: return -own_score(centred(scores.values, scores.log_eta, scores.scale), *own)
     log_eta = noise_probs[:1].log() if scores.log_eta is None else noise_probs.log()
     uniform = scores.log_eta is None
@@ -257,8 +261,7 @@ def sum_linear_expectation(scores, candidates):
     own, exponents, noise_probs, as_scored = candidates
     num_rows, log_eta = scores.embeddings.shape[0], scores.log_eta
     if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
-        constants = own_score(noise_probs.log().expand(num_rows, -1), *own)
-        return linear_class_sums(scores, own) + weighted_rows(scores, constants)
+        return linear_class_sums(scores, own) + weighted_rows(scores, mean_under(own, noise_probs.log()))
     if not exponents: # noise targets that are all background: the loss is linear in the scores, a rare case
         logits = F.linear(scores.embeddings, scores.weight, scores.bias)/scores.temperature
         return weighted_rows(scores, sum_expectation(Logits(logits, 1., log_eta), candidates))
