@@ -4,6 +4,7 @@ import math, os, random, signal
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 from torch import nn
 from training_jobs import NOISE, job, weights
 
@@ -307,3 +308,22 @@ def test_a_signal_to_one_rank_stops_all_and_they_resume(tmp_path):
         launch_nodes(test_loop.rank_job, 'queue', str(tmp_path/'parts'), stop=True, processes=2)
     again = launch_nodes(test_loop.rank_job, 'queue', str(tmp_path/'parts'), processes=2)
     assert again['last'] == whole['last'] and torch.equal(again['weights'], whole['weights'])
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+@pytest.mark.parametrize('loss', [SoftTargetCrossEntropy, SoftTargetInfoNCE])
+def test_a_sum_over_micro_batches_is_the_sum(loss, reduction):
+    torch.manual_seed(0)
+    x, y, w = torch.randn(N, 3).double(), torch.randint(K, (N,)), torch.randn(3, K).double().requires_grad_()
+    one, many = (sum(micro_losses(loss(reduction=reduction), lambda j: x[parts[j]] @ w, y, parts))
+                 for parts in ([slice(0, N)], [slice(0, 5), slice(5, N)]))
+    torch.testing.assert_close(one, many)
+    torch.testing.assert_close(*(torch.autograd.grad(v, w)[0] for v in (one, many)))
+
+
+def test_a_learnable_temperature_is_trained():
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(32, 4), torch.randint(3, (32,))), batch_size=16)
+    loss = SoftTargetInfoNCE(temperature=torch.nn.Parameter(torch.tensor(.5)))
+    fit(torch.nn.Linear(4, 3), loss, loader, loader, TrainConfig(epochs=2, lr=.1, warmup_epochs=0))
+    assert loss.temperature.item() != .5
