@@ -187,16 +187,21 @@ def test_product_sums_of_logits(in_batch, backend):
 X, IDS, W = o.sparse_case(4, 30, 3, 2, True)
 ALPHA = o.normal(30, 3, seed=8).softmax(1)
 SUMS = {
-    'classes': lambda x: class_sums(x, IDS[:len(x)], W[:len(x)].to(full(x)), exponents=(.3, .6)),
-    'probabilities': lambda x: class_sums(x, None, None, probs=torch.ones_like(x, dtype=full(x))/3),
-    'bags': lambda x: sparse_sums(x, IDS, W.to(full(x)), IDS[:len(x)], W[:len(x)].to(full(x))),
-    'pairs': lambda x: sparse_sums(x, IDS, W.to(full(x)), IDS[:len(x)], W[:len(x)].to(full(x)), one_weight=True),
-    'logits': lambda x: product_sums(x, ALPHA.to(full(x)), linear=False),
-    'products': lambda x: product_sums(x, ALPHA.to(x.dtype)),
+    'classes': lambda x: class_sums(x, *own_of(x), exponents=(.3, .6)),
+    'probabilities': lambda x: class_sums(x, None, None, probs=like(x, ALPHA)[:len(x)]),
+    'bags': lambda x: sparse_sums(x, like(x, IDS), like(x, W), *own_of(x)),
+    'pairs': lambda x: sparse_sums(x, like(x, IDS), like(x, W), *own_of(x), one_weight=True),
+    'logits': lambda x: product_sums(x, like(x, ALPHA), linear=False),
+    'products': lambda x: product_sums(x, like(x, ALPHA)),
 }
 
 
-def full(x): return torch.promote_types(x.dtype, torch.float32)
+def own_of(x): return like(x, IDS)[:len(x)], like(x, W)[:len(x)]
+
+
+def like(x, given):
+    "Where the logits are, in the precision of computation."
+    return given.to(x.device, torch.promote_types(x.dtype, torch.float32) if given.is_floating_point() else given.dtype)
 
 
 def jacobian(call, x, **options): return torch.autograd.functional.jacobian(call, x, **options)
@@ -363,7 +368,7 @@ COMPILED = {
 
 def batch(n):
     x, ids, w = o.sparse_case(n, n, 5, 2, True, seed=n)
-    return x.requires_grad_(), ids, w, o.uniform(n, 5, seed=n)
+    return x.requires_grad_(), ids, w, o.normal(n, 5, seed=n).softmax(1)
 
 
 @pytest.mark.parametrize('name', COMPILED)
