@@ -22,7 +22,7 @@ import test_scores
 import test_sums
 from literal_sums import F64, INF
 from softnce import soft_target_info_nce
-from softnce.contrast import set_backend, triton_sums
+from softnce.contrast import set_backend, triton_candidates, triton_pairs, triton_rows, triton_sums
 from softnce.contrast.layout import by_class
 from softnce.contrast.sums import class_sums, product_sums, sparse_sums
 
@@ -150,9 +150,9 @@ def test_many_candidates_of_a_class_and_of_a_row(one_weight):
 @pytest.mark.parametrize('M, S, K', [(1, 1, 1), (40, 3, 7), (300, 2, 5)])
 @pytest.mark.parametrize('comparisons', [0, 2**25])
 def test_sorted_entries(M, S, K, comparisons, monkeypatch):
-    monkeypatch.setattr(triton_sums, 'COMPARISONS', comparisons)
+    monkeypatch.setattr(triton_candidates, 'COMPARISONS', comparisons)
     ids = o.classes(K, M, S).to(DEVICE)
-    for a, b in zip(triton_sums.sorted_entries(ids, K), by_class(ids, K)): assert torch.equal(a, b)
+    for a, b in zip(triton_candidates.sorted_entries(ids, K), by_class(ids, K)): assert torch.equal(a, b)
 
 
 @pytest.mark.filterwarnings('ignore:.* encountered in .*:RuntimeWarning')  # NumPy's, of the sums that are done again
@@ -365,7 +365,8 @@ def compiled(capability, tmp_path, which=''):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-KERNELS = {name for name, value in vars(triton_sums).items() if name.endswith('_kernel')}
+KERNELS = {name for module in (triton_rows, triton_candidates, triton_pairs) for name in vars(module)
+           if name.endswith('_kernel')}
 
 
 @pytest.mark.parametrize('capability, which', [('90', ''), *(pytest.param(c, 'all', marks=pytest.mark.slow)
