@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/contrast/triton_candidates.ipynb #f82cc901
+# %% ../../nbs/contrast/triton_candidates.ipynb #3c60cb79
 __doc__ = """Kernels of sparse candidates: `bag_sums`, no N x M matrix at any size.
 
     u_im = sum_c w_mc s_i,k_mc (+ a share of the mean),   L_i = log sum_m exp u_im - own,   gradient by class
@@ -19,7 +19,7 @@ Programs have a block of rows, and walk through the candidates (the sum) or thro
 (32, 64)
 """
 
-# %% ../../nbs/contrast/triton_candidates.ipynb #b22d19ea
+# %% ../../nbs/contrast/triton_candidates.ipynb #1d581064
 import torch
 import triton
 import triton.language as tl
@@ -241,7 +241,7 @@ def join_parts(tops, sums, shares, parts, own):
     return top, z, q, total
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #3cb4d3df
-def launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, top, z, q):
+def launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, sums):
     "The gradient `(N, K)`, stored by class, in the precision of the logits."
     K, N, size = table.shape[0], rows.own.shape[0], rows_per_program(table)
     block, gradient = TILE//size, empty_gradient(table[:, :N].t(), by_class=True)
@@ -252,9 +252,7 @@ def launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, top,
         *sorted_entries(candidates.ids, K),
         rows.largest,
         rows.mean,
-        top,
-        z,
-        q,
+        *sums,
         *own,
         gradient,
         N,
@@ -278,6 +276,6 @@ def bag_sums(logits, candidates, own, log_eta, scale, in_batch, with_grad):
     "By candidates: no N x M matrix at any size."
     rows = row_constants(logits, own, log_eta, scale, mean=candidates.share is not None or own.share is not None)
     table = table_of(logits)
-    top, z, q, total = launch_lse(table, rows, candidates, log_eta, scale, in_batch)
+    *sums, total = launch_lse(table, rows, candidates, log_eta, scale, in_batch)
     if not with_grad: return total, logits.new_empty(0)
-    return total, launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, top, z, q)
+    return total, launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, sums)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/contrast/triton_rows.ipynb #a3fb1e69
+# %% ../../nbs/contrast/triton_rows.ipynb #0766e760
 __doc__ = """Kernels with one program for each row of logits, and what all kernels share.
 
     class_sums            log-sum-exps over classes, and their gradient
@@ -21,7 +21,7 @@ first import.
 (1024, 4)
 """
 
-# %% ../../nbs/contrast/triton_rows.ipynb #3b2f79a9
+# %% ../../nbs/contrast/triton_rows.ipynb #675923a6
 from functools import wraps
 from typing import NamedTuple
 
@@ -63,6 +63,13 @@ def largest_of_row(row, K, end, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
         k = start + tl.arange(0, BLOCK)
         top = tl.maximum(top, tl.max(tl.load(row + k, mask=k < K, other=float('-inf')).to(DTYPE), 0))
     return tl.where(top == float('-inf'), 0., top)
+
+@triton.jit
+def block_scores(row, start, K, top, scale, LOG_ETA, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
+    "A block of classes, which exist, and their scores."
+    k = start + tl.arange(0, BLOCK)
+    l = tl.load(row + k, mask=k < K, other=float('-inf'))
+    return k, k < K, scores_at(l, k, k < K, top, scale, LOG_ETA, DTYPE)
 
 @triton.jit
 def own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DTYPE:tl.constexpr):
@@ -111,6 +118,15 @@ def inside(s, k, there, i, t, OFFSET, first, OWN_OFFSET, IDS, S:tl.constexpr):
     if OWN_OFFSET is not None: u = tl.where(k == tl.load(IDS + i*S), t*s + tl.load(OWN_OFFSET + i), u)
     return tl.where(there, u, float('-inf'))
 
+@triton.jit
+def own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S:tl.constexpr, DTYPE:tl.constexpr):
+    "What classes `k` weigh in the row's own target."
+    own = tl.zeros((k.shape[0],), DTYPE)
+    if PROBS is not None: own += tl.load(PROBS + i*K + k, mask=there, other=0.)
+    if IDS is not None:
+        for c in range(S): own += tl.where(k == tl.load(IDS + i*S + c), tl.load(W + i*w_stride + c), 0.)
+    return own
+
 # %% ../../nbs/contrast/triton_rows.ipynb #0007e64a
 @triton.jit
 def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, TOTAL, GRAD, K, stride, w_stride, next_offset,
@@ -125,9 +141,7 @@ def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, TOTAL, GR
     top2, z2 = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
     sum_s, own = tl.full((), 0., DTYPE), tl.full((), 0., DTYPE)
     for start in range(0, end, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        there = k < K
-        s = scores_at(tl.load(row + k, mask=there, other=float('-inf')), k, there, top, scale, LOG_ETA, DTYPE)
+        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
         if SHARE is not None: sum_s += tl.sum(tl.where(there, s, 0.), 0)
         if PROBS is not None: own += tl.sum(tl.load(PROBS + i*K + k, mask=there, other=0.)*s, 0)
         top1, z1 = online(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S), top1, z1)
@@ -137,28 +151,31 @@ def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, TOTAL, GR
     if SHARE is not None: share = tl.load(SHARE + i)/K
     if GRAD is not None:
         for start in range(0, end, BLOCK):
-            k = start + tl.arange(0, BLOCK)
-            there = k < K
-            s = scores_at(tl.load(row + k, mask=there, other=float('-inf')), k, there, top, scale, LOG_ETA, DTYPE)
+            k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
             g = t1*tl.exp(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S) - top1)/z1 - share
             if TWO: g += t2*tl.exp(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S) - top2)/z2
-            if PROBS is not None: g -= tl.load(PROBS + i*K + k, mask=there, other=0.)
-            else:
-                for c in range(S): g -= tl.where(k == tl.load(IDS + i*S + c), tl.load(W + i*w_stride + c), 0.)
+            g -= own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S, DTYPE)
             tl.store(GRAD + i*K + k, scale*g, mask=there)
     total = top1 + tl.log(z1) - masked(own + share*sum_s)
     if TWO: total += top2 + tl.log(z2)
     tl.store(TOTAL + i, total)
 
 # %% ../../nbs/contrast/triton_rows.ipynb #f566016c
+def row_options(x:Tensor, # `(n, width)` of any row stride
+               )->dict:   # constants of a launch
+    "What a kernel of a row is compiled for."
+    width = x.shape[1]
+    block, warps = row_block(width, in_full(x.dtype).itemsize)
+    return dict(DTYPE=precision(x), ALIGN=alignment(width, x.stride(0)), ONE=width <= block, BLOCK=block,
+                num_warps=warps)
+
 @on_its_device
 def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, with_grad):
     "Sums and gradient as `class_sums_torch` of `softnce.contrast.sums`. ValueError for more than two exponents."
     (n, K), full = logits.shape, in_full(logits.dtype)
     if len(exponents) not in (1, 2): raise ValueError(f"exponents must be one or two, got {len(exponents)}")
-    logits, weights = by_row(logits), by_row(weights)
+    logits, weights, options = by_row(logits), by_row(weights), row_options(by_row(logits))
     total, gradient = logits.new_empty(n, dtype=full), empty_gradient(logits) if with_grad else logits.new_empty(0)
-    align, (block, warps) = alignment(K, logits.stride(0)), row_block(K, full.itemsize)
     class_kernel[(n,)](
         logits,
         log_eta,
@@ -170,8 +187,8 @@ def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, 
         None if own_offset is None else own_offset.contiguous(),
         total,
         gradient if with_grad else None,
-        K//align,
-        logits.stride(0)//align,
+        K//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
         0 if weights is None else weights.stride(0),
         K if offset is not None and offset.shape[0] > 1 else 0,
         scale,
@@ -179,11 +196,7 @@ def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, 
         exponents[-1],
         S=0 if ids is None else ids.shape[1],
         TWO=len(exponents) == 2,
-        DTYPE=precision(logits),
-        ALIGN=align,
-        ONE=K <= block,
-        BLOCK=block,
-        num_warps=warps)
+        **options)
     return total, gradient
 
 # %% ../../nbs/contrast/triton_rows.ipynb #727b780a
@@ -215,18 +228,14 @@ def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr,
 def softmax_without_own(u, start):
     "What `softmax_without_own` of `softnce.contrast.sums` computes, of a contiguous block `(n, M)` of scores."
     n, M = u.shape
-    total, align, (block, warps) = u.new_empty(n), alignment(M), row_block(M, u.element_size())
+    total, options = u.new_empty(n), row_options(u)
     softmax_kernel[(n,)](
         u,
         total,
-        M//align,
+        M//options['ALIGN'],
         start or 0,
         HAS_OWN=start is not None,
-        DTYPE=precision(u),
-        ALIGN=align,
-        ONE=M <= block,
-        BLOCK=block,
-        num_warps=warps)
+        **options)
     return total
 
 # %% ../../nbs/contrast/triton_rows.ipynb #b7c53c49
@@ -240,10 +249,9 @@ def rows_kernel(L, LOG_ETA, IDS, W, SHARE, LARGEST, BEST, MEAN, OWN, K, stride, 
     best, total = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
     if BEST is not None or MEAN is not None:
         for start in range(0, end, BLOCK):
-            k = start + tl.arange(0, BLOCK)
-            s = scores_at(tl.load(row + k, mask=k < K, other=float('-inf')), k, k < K, top, scale, LOG_ETA, DTYPE)
-            best = tl.maximum(best, tl.max(tl.where(k < K, s, float('-inf')), 0))
-            total += tl.sum(tl.where(k < K, s, 0.), 0)
+            _, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+            best = tl.maximum(best, tl.max(tl.where(there, s, float('-inf')), 0))
+            total += tl.sum(tl.where(there, s, 0.), 0)
     own = own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
     if SHARE is not None: own += tl.load(SHARE + i)*(total/K)
     tl.store(LARGEST + i, top)
@@ -251,7 +259,7 @@ def rows_kernel(L, LOG_ETA, IDS, W, SHARE, LARGEST, BEST, MEAN, OWN, K, stride, 
     if MEAN is not None: tl.store(MEAN + i, total/K)
     tl.store(OWN + i, masked(own))
 
-# %% ../../nbs/contrast/triton_rows.ipynb #4288ee9a
+# %% ../../nbs/contrast/triton_rows.ipynb #b48beccc
 class Sparse(NamedTuple):
     "Candidates, or own targets."
     ids:Tensor          # `(M, S)`
@@ -271,23 +279,18 @@ def as_stored(ids, weights, share):
 
 def row_constants(logits, own, log_eta, scale, best=False, mean=False):
     "`Rows`; best and mean score where asked for."
-    (n, K), full = logits.shape, in_full(logits.dtype)
-    logits, (block, warps) = by_row(logits), row_block(logits.shape[1], full.itemsize)
+    (n, K), full, logits = logits.shape, in_full(logits.dtype), by_row(logits)
     def memory(needed=True): return logits.new_empty(n, dtype=full) if needed else None
-    rows, align = Rows(memory(), memory(best), memory(mean), memory()), alignment(K, logits.stride(0))
+    rows, options = Rows(memory(), memory(best), memory(mean), memory()), row_options(logits)
     rows_kernel[(n,)](
         logits,
         log_eta,
         *own,
         *rows,
-        K//align,
-        logits.stride(0)//align,
+        K//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
         own.weights.stride(0),
         scale,
         S=own.ids.shape[1],
-        DTYPE=precision(logits),
-        ALIGN=align,
-        ONE=K <= block,
-        BLOCK=block,
-        num_warps=warps)
+        **options)
     return rows

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/contrast/triton_sums.ipynb #7ba35a64
+# %% ../../nbs/contrast/triton_sums.ipynb #d7d97799
 __doc__ = """The sums of `softnce.contrast.sums` as Triton kernels, with the same arguments and the same results.
 
     class_sums            one program a row: log-sum-exps over classes, and their gradient
@@ -24,7 +24,7 @@ The sums call them for tensors on a card, and `set_backend('triton')` anywhere: 
 tensor([1.3863])
 """
 
-# %% ../../nbs/contrast/triton_sums.ipynb #da3753da
+# %% ../../nbs/contrast/triton_sums.ipynb #4d35a72f
 from softnce.contrast.layout import empty_gradient, in_full
 from softnce.contrast.triton_candidates import bag_sums
 from softnce.contrast.triton_pairs import pair_sums, use_pairs
@@ -32,7 +32,7 @@ from softnce.contrast.triton_rows import Sparse, by_row, on_its_device
 from softnce.contrast.triton_rows import class_sums as class_sums  # to be found here
 from softnce.contrast.triton_rows import softmax_without_own as softmax_without_own
 
-# %% ../../nbs/contrast/triton_sums.ipynb #57c4d1b0
+# %% ../../nbs/contrast/triton_sums.ipynb #5f35aa43
 @on_its_device
 def sparse_sums(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
                 num_rows, with_grad):
