@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/contrast/triton_candidates.ipynb #3c60cb79
+# %% ../../nbs/contrast/triton_candidates.ipynb #2c4c70a9
 __doc__ = """Kernels of sparse candidates: `bag_sums`, no N x M matrix at any size.
 
     u_im = sum_c w_mc s_i,k_mc (+ a share of the mean),   L_i = log sum_m exp u_im - own,   gradient by class
@@ -19,7 +19,7 @@ Programs have a block of rows, and walk through the candidates (the sum) or thro
 (32, 64)
 """
 
-# %% ../../nbs/contrast/triton_candidates.ipynb #1d581064
+# %% ../../nbs/contrast/triton_candidates.ipynb #71a9893b
 import torch
 import triton
 import triton.language as tl

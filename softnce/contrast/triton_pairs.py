@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/contrast/triton_pairs.ipynb #7b7fbff8
+# %% ../../nbs/contrast/triton_pairs.ipynb #a0d92a13
 __doc__ = """Kernels of candidates with two classes and one pair of weights: `pair_sums`, two matrix products.
 
     sum_m exp u_im = sum_a exp(w1 s_ia) sum_b C_ab exp(w2 s_ib),    C_ab how often classes a and b are mixed
@@ -19,7 +19,7 @@ underflow are done again by candidates, on the card.
 (True, False)
 """
 
-# %% ../../nbs/contrast/triton_pairs.ipynb #d6bfd693
+# %% ../../nbs/contrast/triton_pairs.ipynb #65b33208
 import torch
 import triton
 import triton.language as tl
@@ -80,7 +80,7 @@ def without_own(g, k, rows, in_rows, OWN_IDS, OWN_W, OWN_SHARE, K, own_stride, O
     if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + rows, mask=in_rows, other=0.)[:, None]/K
     return g
 
-# %% ../../nbs/contrast/triton_pairs.ipynb #1b8ea7c4
+# %% ../../nbs/contrast/triton_pairs.ipynb #526b8c68
 @triton.jit(do_not_specialize=['N', 'half_stride', 'grad_stride'])
 def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST, TOPS, ZS, Z, HALF, GRAD, N, K, stride,
                 own_stride, half_stride, grad_stride, scale:tl.float64, MINE:tl.constexpr, OWN_S:tl.constexpr,

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/contrast/triton_sums.ipynb #d7d97799
+# %% ../../nbs/contrast/triton_sums.ipynb #5890f51d
 __doc__ = """The sums of `softnce.contrast.sums` as Triton kernels, with the same arguments and the same results.
 
     class_sums            one program a row: log-sum-exps over classes, and their gradient
     sparse_sums           candidates of a few classes: gathers, or matrix products of pairs of classes
+    expected_sums         one program a row: the mean over a draw of the own label
     softmax_without_own   a block of candidate scores becomes its probabilities, in place
 
 The sums call them for tensors on a card, and `set_backend('triton')` anywhere: without a card through the interpreter
@@ -24,15 +25,16 @@ The sums call them for tensors on a card, and `set_backend('triton')` anywhere: 
 tensor([1.3863])
 """
 
-# %% ../../nbs/contrast/triton_sums.ipynb #4d35a72f
+# %% ../../nbs/contrast/triton_sums.ipynb #01d69dca
 from softnce.contrast.layout import empty_gradient, in_full
 from softnce.contrast.triton_candidates import bag_sums
 from softnce.contrast.triton_pairs import pair_sums, use_pairs
-from softnce.contrast.triton_rows import Sparse, by_row, on_its_device
+from softnce.contrast.triton_rows import Sparse, by_row, on_its_device, stored
 from softnce.contrast.triton_rows import class_sums as class_sums  # to be found here
+from softnce.contrast.triton_rows import expected_sums as expected_sums
 from softnce.contrast.triton_rows import softmax_without_own as softmax_without_own
 
-# %% ../../nbs/contrast/triton_sums.ipynb #5f35aa43
+# %% ../../nbs/contrast/triton_sums.ipynb #abd5d80b
 @on_its_device
 def sparse_sums(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
                 num_rows, with_grad):
@@ -46,4 +48,4 @@ def sparse_sums(logits, ids, weights, share, own_ids, own_weights, own_share, lo
 
 def as_stored(ids, weights, share):
     "`Sparse` as the kernels read it: one row of weights, shown many times, stays one."
-    return Sparse(ids.contiguous(), by_row(weights), None if share is None else share.contiguous())
+    return Sparse(ids.contiguous(), by_row(weights), stored(share))

@@ -22,7 +22,9 @@ import test_scores
 import test_sums
 from literal_sums import F64, INF
 from softnce import soft_target_info_nce
+from softnce.losses import expected_info_nce
 from softnce.contrast import set_backend, triton_candidates, triton_pairs, triton_rows, triton_sums
+from softnce.contrast.expected_sums import expected_sums, expected_sums_torch
 from softnce.contrast.layout import by_class
 from softnce.contrast.sums import class_sums, product_sums, sparse_sums
 
@@ -102,6 +104,54 @@ def test_rows_longer_than_a_program(dtype, stored_by_class):
                 lambda x: literal(x, lambda s: s.gather(1, y[:, None])[:, 0] + s.mean(1)), x, dtype=dtype)
     assert_same(lambda x: class_sums(x, None, None, probs=to(probs, full(dtype)), **options),
                 lambda x: literal(x, lambda s: (probs*s).sum(1)), x, dtype=dtype)
+
+
+# ---------------------------------------------------------------- labels that are drawn
+def literal_draw(x, own, counts, label, label_count, log_eta, scale):
+    "Of each row: sum_k alpha_k log(1 + Z/exp s_k), Z over the noise labels, the row's own left out."
+    rows = []
+    for i, s in enumerate(o.scores(x, log_eta, scale)):
+        noise = [(label_count[i] if label is not None and k == label[i] else counts[k]) for k in range(len(s))]
+        log_z = o.log_sum_exp([s[k] + c.log() for k, c in enumerate(noise) if c > 0])
+        terms = [torch.logaddexp(torch.zeros((), dtype=F64), log_z - v) for v in s]
+        rows.append(o.energy(own[i], terms))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('N, K, S', [(1, 2, 1), (4, 7, 2)])
+@pytest.mark.parametrize('kind', ['classes', 'share', 'probs'])
+@pytest.mark.parametrize('in_batch', [True, False])
+def test_expected_sums(dtype, N, K, S, kind, in_batch):
+    x, (own, literal) = o.normal(N, K), test_sums.class_case(N, K, S, kind)
+    if kind == 'share':
+        own['share'] = own['share'].abs()
+        literal = [o.target(own['ids'][i], own['weights'][i], own['share'][i], K) for i in range(N)]
+    counts, label = o.classes(4, K, seed=3).double(), o.classes(K, N, seed=4)
+    counts[label] += 1
+    eta, label_count = o.normal(K, seed=5), counts[label] - 1 + (K == 2)
+    given = dict(label=label, label_offset=label_count.log()) if in_batch else {}
+    own, given = ({n: to(v, full(dtype)) for n, v in d.items()} for d in (own, given))
+    for log_eta, scale in ((None, 1.), (eta, .7)):
+        assert_same(lambda x: expected_sums(x, **own, **given, offset=to(counts.log()[None], full(dtype)), scale=scale,
+                                            log_eta=to(log_eta, full(dtype))),
+                    lambda x: literal_draw(x, literal, counts, label if in_batch else None, label_count, log_eta,
+                                           scale), x, dtype=dtype)
+
+
+@pytest.mark.parametrize('scale', [1., 30.])
+@pytest.mark.parametrize('dtype', [F32, F64])
+def test_expected_sums_of_long_rows_masked_classes_and_sure_rows(scale, dtype):
+    "Against the form in PyTorch, which is exact for sure rows."
+    K = 20_000
+    x, y, counts = o.normal(3, K).to(dtype), torch.tensor([5, 17_000, K-1]), torch.zeros(K, dtype=dtype)
+    x.scatter_(1, y[:, None], scale)
+    x[:, 0] = -INF
+    counts[::7] = 1.
+    ids, w = torch.stack([y, y-1], 1), torch.tensor([[.9, .1]], dtype=dtype).expand(3, 2)
+    args = [to(v, dtype) for v in (x, ids, w, None, None, counts.log().clamp(min=-1e37)[None], None, None, None)]
+    for a, b in zip(triton_sums.expected_sums(*args, 1., True), expected_sums_torch(*args, 1., True)):
+        torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype]['rtol'], atol=1e-30)
 
 
 # ---------------------------------------------------------------- sums over sparse candidates
@@ -246,6 +296,18 @@ def test_losses(source, kind):
     for a, b in zip(*results): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('kind', test_scores.KINDS)
+def test_losses_over_the_draw(kind):
+    results = []
+    for backend in ('triton', 'reference'):
+        torch.manual_seed(0)
+        def loss(x):
+            torch.manual_seed(0)
+            return expected_info_nce(x, test_scores.targets(kind).to(DEVICE), temperature=.7, reduction='none')
+        with set_backend(backend): results.append(o.value_and_gradients(loss, test_scores.X.to(DEVICE)))
+    for a, b in zip(*results): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize('name', [n for n in test_sums.SUMS if n != 'products'])  # whose scores are not centred
 def test_a_shift_changes_nothing(name):
     "fp32 logits near 4096, a shift that is exact."
@@ -380,10 +442,11 @@ def test_every_kernel_compiles_for_a_card(capability, which, tmp_path):
     assert [k for k in kernels if k['spills'] or k['shared'] > limit] == []
     assert all(set(k['floats']) <= {'fp64'} for k in kernels)
     assert all(k['tensor_cores'] for k in kernels if k['kernel'] == 'pair_kernel')
-    rows = [k for k in kernels if k['kernel'] in ('class_kernel', 'rows_kernel', 'lse_kernel', 'softmax_kernel')]
+    readers = 'class_kernel', 'expected_kernel', 'rows_kernel', 'lse_kernel', 'softmax_kernel'
+    rows = [k for k in kernels if k['kernel'] in readers]
     assert all(k['wide'] for k in rows if 'fp64' not in k['case'])  # 16 bytes a load, also at K=1000
     launches = {line['case']: line['launches'] for line in lines if 'launches' in line}
-    assert all(n == 1 for case, n in launches.items() if case.startswith(('classes', 'product')))
+    assert all(n == 1 for case, n in launches.items() if case.startswith(('classes', 'drawn', 'product')))
     assert max(launches.values()) <= 8
 
 
