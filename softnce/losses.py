@@ -183,7 +183,7 @@ def check_sparse_gradient(candidates):
 # %% ../nbs/losses/losses.ipynb #e421db84
 def linear_soft_target_cross_entropy(embeddings:Tensor,       # `(N, d)`
                                      weight:Tensor,           # `(K, d)` label embeddings
-                                     targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                                     targets:Targets,         # `(N, K)` probabilities, `(N,)` ids or SparseTargets
                                      *, bias:Tensor=None,     # `(K,)`; -inf where a class is not possible
                                      temperature:float|Tensor=1., # tau > 0
                                      reduction:str='mean',    # 'none' | 'mean' | 'sum'

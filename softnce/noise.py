@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.distributions import Dirichlet, Distribution, constraints
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from .targets import (SparseTargets, Targets, check_fraction, check_integer, check_labels, check_simplex)
+from .targets import (SparseTargets, Targets, check_counts, check_fraction, check_integer, check_labels,
+                             check_simplex, kind_of)
 
 # %% ../nbs/losses/noise.ipynb #2a4a8d8b
 def uniform_noise(num_classes:int)->Tensor: # `(K,)`
@@ -52,22 +53,52 @@ def lift(probs, floor):
         if not below.any(): return torch.where(low, floor, scaled)
         low |= below
 
+# %% ../nbs/losses/noise.ipynb #95a56957
+def class_masses(labels, num_classes, counts):
+    "How much of the labels each class has `(K,)`, in float64."
+    if (labels is None) == (counts is None): raise ValueError("labels or counts must be given, one of them")
+    if counts is not None:
+        if not isinstance(counts, Tensor) or counts.ndim != 1: # which `check_counts` would take for rows
+            raise ValueError(f"counts must be a tensor of shape (K,), got {kind_of(counts)}")
+        check_counts(counts[None])
+        soft = counts[None]
+    elif isinstance(labels, SparseTargets): soft = labels
+    elif isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim > 1:
+        check_simplex(labels, 'labels')
+        soft = labels
+    else:
+        if num_classes is None: raise ValueError("num_classes must be given with class ids")
+        check_labels(labels, num_classes)
+        soft = SparseTargets.from_labels(labels, num_classes, torch.float64, validate=False)
+    if not soft.shape[0]: raise ValueError("labels must not be empty")
+    if num_classes not in (None, soft.shape[1]):
+        raise ValueError(f"num_classes must be {soft.shape[1]} like the labels' or counts', got {num_classes}")
+    return soft.double().sum(0) if isinstance(soft, Tensor) else sparse_masses(soft)
+
+def sparse_masses(targets):
+    "The sum of SparseTargets over their rows `(K,)`, without writing them out."
+    t = targets.detach().to(torch.float64)
+    keep = 1 - torch.as_tensor(t.epsilon, dtype=torch.float64, device=t.device).expand(len(t))
+    hot = torch.zeros(t.num_classes, dtype=torch.float64, device=t.device)
+    hot.index_add_(0, t.indices.flatten(), (keep[:, None]*t.weights).flatten())
+    return hot + (len(t) - keep.sum())/t.num_classes
+
 # %% ../nbs/losses/noise.ipynb #76cd4a4d
-def empirical_noise(labels:Tensor,    # `(N,)` class ids of the training set
-                    num_classes:int,  # `K`
-                    floor:float=None, # smallest probability of a class; None: every class must be present
-                   )->Tensor:         # `(K,)` label frequencies
-    "Label frequencies as a noise distribution. Raises ValueError naming the absent classes unless a floor is given."
-    check_labels(labels, num_classes)
-    if not labels.shape[0]: raise ValueError("labels must not be empty")
-    counts = torch.bincount(labels, minlength=num_classes)
+def empirical_noise(labels:Targets=None,  # of the training set: `(N,)` class ids, `(N, K)` probabilities, SparseTargets
+                    num_classes:int=None, # `K`; None: that of soft labels or of counts
+                    floor:float=None,     # smallest probability of a class; None: every class must be present
+                    *, counts:Tensor=None,# `(K,)` how often each class occurs, in place of labels
+                   )->Tensor:             # `(K,)`
+    """The mean target as a noise distribution: label frequencies, of class ids. Raises ValueError naming the argument,
+    and the absent classes unless a floor is given."""
+    masses = class_masses(labels, num_classes, counts)
     if floor is None:
-        absent = (counts == 0).nonzero().flatten().tolist()
-        named = f"{absent[:10]}{'...' if len(absent) > 10 else ''}"
-        if absent: raise ValueError(f"labels must contain every class unless floor is given; absent: {named}")
+        absent = (masses == 0).nonzero().flatten().tolist()
+        named, given = f"{absent[:10]}{'...' if len(absent) > 10 else ''}", 'labels' if counts is None else 'counts'
+        if absent: raise ValueError(f"{given} must contain every class unless floor is given; absent: {named}")
         floor = 0.
-    elif not 0 < floor <= 1/num_classes: raise ValueError(f"floor must be in (0, 1/num_classes], got {floor}")
-    return lift(counts/counts.sum(), floor)
+    elif not 0 < floor <= 1/len(masses): raise ValueError(f"floor must be in (0, 1/num_classes], got {floor}")
+    return lift(masses/masses.sum(), floor).to(torch.get_default_dtype())
 
 def noise_of(noise_probs:Tensor|None, # `(K,)`; None: uniform
              num_classes:int,         # `K`

@@ -24,4 +24,5 @@ from softnce import _lazy
 # %% ../../nbs/contrast/index.ipynb #6bbe811c
 globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy(
-    "softnce.contrast", "scores", "operators", "sums", "expected_sums", "layout")  # not triton_sums: it needs Triton
+    "softnce.contrast", "scores", "operators", "sums", "expected_sums", "linear_sums",
+    "layout")  # not triton_sums: it needs Triton

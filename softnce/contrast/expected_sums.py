@@ -25,13 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import LOW, centred, empty_gradient, in_full, own_score, row_blocks
+from .layout import FAR, LOW, centred, empty_gradient, in_full, own_score, row_blocks
 from .operators import check_floats, check_rows, differentiable, triton_for
 from .sums import subtract_own
 
 # %% ../../nbs/contrast/expected_sums.ipynb #5c51026b
-BOUND = 1e30  # of one class's term: such a term is that of a masked class
-
 def log_noise(scores, offset, label, label_offset): # as for `expected_sums`
     "Scores of the noise labels `(n, K)`, and log Z `(n,)`, at least LOW/10: above a masked class, also without noise."
     x = scores + offset
@@ -42,7 +40,7 @@ def log_noise(scores, offset, label, label_offset): # as for `expected_sums`
 
 def own_terms(scores, log_z):
     "log(1 + Z/exp s), elementwise."
-    return -F.logsigmoid(scores - log_z[:, None]).clamp(min=-BOUND)
+    return -F.logsigmoid(scores - log_z[:, None]).clamp(min=-FAR)  # such a term is that of a masked class
 
 def infinite(rows):
     "Rows with mass on a masked class."

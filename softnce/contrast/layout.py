@@ -44,6 +44,12 @@ def centred(logits:Tensor,       # `(n, K)`
     else: scores = (scores.mul_(scale) if scale != 1 else scores).clamp_(min=LOW)
     return scores if log_eta is None else scores - log_eta
 
+FAR = 1e30  # below the score of a possible class; sums of many such do not overflow in fp32, as those of LOW do
+
+def mean_score(scores:Tensor, dim:int)->Tensor: # like `mean(dim, keepdim=True)`
+    "The mean over the classes: so low that `masked` sees it, and finite, where classes are masked."
+    return scores.clamp(min=-FAR).mean(dim, keepdim=True)
+
 def own_score(scores:Tensor,  # `(n, K)` from `centred`
               ids:Tensor,     # `(n, S)` own classes
               weights:Tensor, # `(n, S)` their weights
@@ -52,7 +58,7 @@ def own_score(scores:Tensor,  # `(n, K)` from `centred`
              )->Tensor:       # `(n,)`
     "<alpha_i, s_i>."
     own = (probs*scores).sum(1) if probs is not None else (weights*scores.gather(1, ids)).sum(1)
-    return own if share is None else own + share*scores.mean(1)
+    return own if share is None else own + share*mean_score(scores, 1)[:, 0]
 
 def masked(own:Tensor)->Tensor:
     "-inf where a target has mass on a masked class: with mass 1e-16 or more, its score is below 1e20."
@@ -89,7 +95,7 @@ def with_mean(table:Tensor,   # `(K, n)` scores by class
     "The table with its mean as a last row, and each candidate with a slot for it."
     if share is None: return table, ids, weights
     mean = torch.full_like(ids[:, :1], table.shape[0])
-    table = torch.cat([table, table.mean(0, keepdim=True)])
+    table = torch.cat([table, mean_score(table, 0)])
     return table, torch.cat([ids, mean], 1), torch.cat([weights, share[:, None]], 1)
 
 def without_mean(gradient:Tensor, share:Tensor)->Tensor:

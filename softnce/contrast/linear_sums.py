@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import LOW, centred, masked, row_blocks
+from .layout import FAR, LOW, centred, masked, row_blocks
 from .operators import callable_sum, check_floats, check_rows, keeps_graph, namespace, recorded
 from .sums import class_block, class_sums_reference, subtract_own
 
@@ -71,8 +71,6 @@ def all_classes(z, W, bias, own, log_eta, offset, exponents, row_weight, gradien
     return total
 
 # %% ../../nbs/contrast/linear_sums.ipynb #8fc660c0
-FAR = 1e30  # below the score of a possible class; many such add up without overflow
-
 def block_scores(z, W, bias, log_eta, reference, c):
     "Scores of some classes `(n, k)`, relative to `reference` `(n, 1)`, their own largest if None; and the reference."
     x = z @ W[c].t() if bias is None else torch.addmm(bias[c], z, W[c].t())

@@ -27,7 +27,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from .layout import empty_gradient, in_full
+from .layout import empty_gradient, in_full, row_blocks
 from ..targets import check_device, has_values
 
 # %% ../../nbs/contrast/operators.ipynb #553a787e
@@ -46,6 +46,10 @@ class set_backend:
     def __exit__(self, *exc): _backend.set(self.before)
 
 # %% ../../nbs/contrast/operators.ipynb #8bc24c11
+def backend():
+    "The backend that was set, or None."
+    return _backend.get()
+
 def triton_for(x):
     "The module of Triton kernels if `x` is to be computed by them, else None."
     if _backend.get() == 'torch' or (_backend.get() is None and not x.is_cuda): return None
@@ -120,7 +124,10 @@ keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', 
 def weighted(gradient, g):
     "The gradient times the rows' weights: in place where the graph is not kept, as nobody can ask for it again."
     if keeps_graph() or torch.compiler.is_compiling(): return (g[:, None]*gradient).to(gradient.dtype)
-    try: return gradient.mul_(g[:, None])
+    try:
+        if g.dtype == gradient.dtype: return gradient.mul_(g[:, None])
+        for r in row_blocks(*gradient.shape): gradient[r] = g[r, None]*gradient[r]  # 16 bits, in fp32 a block at a time
+        return gradient
     except RuntimeError: return g[:, None]*gradient  # many g at once (`is_grads_batched`) do not fit into one gradient
 
 # %% ../../nbs/contrast/operators.ipynb #5e59ab2e

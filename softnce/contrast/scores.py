@@ -32,7 +32,8 @@ from ..candidates import (AllClasses, ClassCounts, DenseCandidates, Expectation,
                                 SparseCandidates, parts_of)
 from .expected_sums import expected_sums
 from .linear_sums import linear_sums
-from .layout import LOW, centred, in_full, masked, own_score
+from .layout import LOW, centred, in_full, masked, mean_score, own_score
+from .operators import backend
 from .sums import class_sums, product_sums, sparse_sums
 from ..noise import noise_of
 from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of
@@ -115,9 +116,10 @@ def label_counts(labels, like):
 SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
 
 def is_small(scores):
-    "Whether PyTorch's own cross-entropy is cheaper to call; 16-bit logits would be rounded there."
+    "Whether PyTorch's own cross-entropy is cheaper to call: on a CPU, where its result can be looked at at once."
     x = scores.values
-    return scores.scale == 1 and x.numel() < SMALL and x.dtype.itemsize >= 4 and has_values(x)
+    if x.device.type != 'cpu' or backend() is not None or not has_values(x): return False
+    return scores.scale == 1 and x.numel() < SMALL and x.dtype.itemsize >= 4  # 16-bit logits would be rounded
 
 def weighted_cross_entropy(scores, own, counts):
     "The sum over counts as PyTorch's cross-entropy; None where that loses digits: for sure rows and large logits."
@@ -165,12 +167,16 @@ def written_probs(own, like):
     probs = torch.zeros_like(like, requires_grad=False).scatter_add(1, own.ids, own.weights)
     return probs if own.share is None else probs + own.share[:, None]/like.shape[1]
 
+def mean_under(own, values):
+    "<alpha_i, values> for a vector `(K,)`: `(N,)`."
+    means = own.probs @ values if own.probs is not None else (own.weights*values[own.ids]).sum(1)
+    return means if own.share is None else means + own.share*values.mean()
+
 def sum_expectation(scores, candidates):
     "Closed-form noise: with t s + log eta in each sum; uniform noise is a constant."
     own, exponents, noise_probs, as_scored = candidates
     if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
-        rows = sum_classes(scores._replace(log_eta=None), AllClasses(own))
-        return rows + (own_score(noise_probs.log().expand(rows.shape[0], -1), *own) if rows.shape[0] else 0.)
+        return sum_classes(scores._replace(log_eta=None), AllClasses(own)) + mean_under(own, noise_probs.log())
     if not exponents: return -own_score(centred(scores.values, scores.log_eta, scores.scale), *own)
     log_eta = noise_probs[:1].log() if scores.log_eta is None else noise_probs.log()
     uniform = scores.log_eta is None
@@ -222,7 +228,7 @@ def mixed_embeddings(scores, parts):
     if not terms: return rows, None
     table = sum(terms)[None]
     shift = (table @ parts.probs.T)[0] if parts.probs is not None else (parts.weights*table[0][parts.ids]).sum(1)
-    return rows, shift if parts.share is None else shift + parts.share*table.mean()
+    return rows, shift if parts.share is None else shift + parts.share*mean_score(table, 1)[0]
 
 def sum_linear(scores, candidates):
     "Candidates of any kind, from embeddings."
@@ -255,8 +261,7 @@ def sum_linear_expectation(scores, candidates):
     own, exponents, noise_probs, as_scored = candidates
     num_rows, log_eta = scores.embeddings.shape[0], scores.log_eta
     if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
-        constants = own_score(noise_probs.log().expand(num_rows, -1), *own)
-        return linear_class_sums(scores, own) + weighted_rows(scores, constants)
+        return linear_class_sums(scores, own) + weighted_rows(scores, mean_under(own, noise_probs.log()))
     if not exponents: # noise targets that are all background: the loss is linear in the scores, a rare case
         logits = F.linear(scores.embeddings, scores.weight, scores.bias)/scores.temperature
         return weighted_rows(scores, sum_expectation(Logits(logits, 1., log_eta), candidates))

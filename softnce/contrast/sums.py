@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import (LOW, by_class, centred, empty_gradient, in_full, masked, own_score, partners,
-                                     row_blocks, with_mean, without_mean)
+from .layout import (LOW, by_class, centred, empty_gradient, in_full, masked, mean_score, own_score,
+                                     partners, row_blocks, with_mean, without_mean)
 from .operators import (callable_sum, check_floats, check_rows, differentiable, namespace, part,
                                         recorded, triton_for, weighted)
 
@@ -128,7 +128,7 @@ def sparse_sums_reference(logits, ids, weights, share, own_ids, own_weights, own
     "`sparse_sums` as plain formulas."
     scores = centred(logits, log_eta, scale)
     u = sum(scores[:, k]*w for k, w in zip(ids.T, weights.T))
-    if share is not None: u = u + scores.mean(1, keepdim=True)*share
+    if share is not None: u = u + mean_score(scores, 1)*share
     own = own_score(scores, own_ids, own_weights, own_share, None)
     return without_own(u, in_batch).logsumexp(1) - masked(own)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/contrast/triton_sums.ipynb #5890f51d
+# %% ../../nbs/contrast/triton_sums.ipynb #0dc51029
 __doc__ = """The sums of `softnce.contrast.sums` as Triton kernels, with the same arguments and the same results.
 
     class_sums            one program a row: log-sum-exps over classes, and their gradient
@@ -25,27 +25,244 @@ The sums call them for tensors on a card, and `set_backend('triton')` anywhere: 
 tensor([1.3863])
 """
 
-# %% ../../nbs/contrast/triton_sums.ipynb #01d69dca
-from softnce.contrast.layout import empty_gradient, in_full
-from softnce.contrast.triton_candidates import bag_sums
-from softnce.contrast.triton_pairs import pair_sums, use_pairs
-from softnce.contrast.triton_rows import Sparse, by_row, on_its_device, stored
-from softnce.contrast.triton_rows import class_sums as class_sums  # to be found here
-from softnce.contrast.triton_rows import expected_sums as expected_sums
-from softnce.contrast.triton_rows import softmax_without_own as softmax_without_own
+# %% ../../nbs/contrast/triton_sums.ipynb #456ccd51
+import torch
+import triton
+import triton.language as tl
 
-# %% ../../nbs/contrast/triton_sums.ipynb #abd5d80b
+from softnce.contrast.layout import FAR, empty_gradient, in_full
+from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, on_its_device,
+                                            online, own_of_row, row_options, scores_at, stored)
+from softnce.contrast.triton_pairs import sparse_sums as sparse_sums  # the sums ask this page for all kernels
+
+# %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
+@triton.jit
+def inside(s, k, there, i, t, OFFSET, first, OWN_OFFSET, IDS, S:tl.constexpr):
+    "What is in a sum's exponential: `t*s + offset`, at the own class with its own offset; -inf beyond the last class."
+    u = t*s
+    if OFFSET is not None: u += tl.load(OFFSET + first + k, mask=there, other=0.)
+    if OWN_OFFSET is not None: u = tl.where(k == tl.load(IDS + i*S), t*s + tl.load(OWN_OFFSET + i), u)
+    return tl.where(there, u, float('-inf'))
+
+@triton.jit
+def own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S:tl.constexpr, DTYPE:tl.constexpr):
+    "What classes `k` weigh in the row's own target."
+    own = tl.zeros((k.shape[0],), DTYPE)
+    if PROBS is not None: own += tl.load(PROBS + i*K + k, mask=there, other=0.)
+    if IDS is not None:
+        for c in range(S): own += tl.where(k == tl.load(IDS + i*S + c), tl.load(W + i*w_stride + c), 0.)
+    return own
+
+# %% ../../nbs/contrast/triton_sums.ipynb #0007e64a
+@triton.jit
+def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, TOTAL, GRAD, K, stride, w_stride, next_offset,
+                 scale:tl.float64, t1:tl.float64, t2:tl.float64, S:tl.constexpr, TWO:tl.constexpr, DTYPE:tl.constexpr,
+                 ALIGN:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    "Sum and gradient of a row. `K` and `stride` are in units of `ALIGN`, so that loads can be wide; ONE: one block."
+    i, K = tl.program_id(0).to(tl.int64), K*ALIGN
+    row, end = L + i*stride*ALIGN, BLOCK if ONE else K
+    scale, t1, t2 = exactly(scale, DTYPE), exactly(t1, DTYPE), exactly(t2, DTYPE)
+    top = largest_of_row(row, K, end, DTYPE, BLOCK)
+    top1, z1 = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
+    top2, z2 = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
+    sum_s, own = tl.full((), 0., DTYPE), tl.full((), 0., DTYPE)
+    for start in range(0, end, BLOCK):
+        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+        if SHARE is not None: sum_s += tl.sum(tl.where(there, s, 0.), 0)
+        if PROBS is not None: own += tl.sum(tl.load(PROBS + i*K + k, mask=there, other=0.)*s, 0)
+        top1, z1 = online(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S), top1, z1)
+        if TWO: top2, z2 = online(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S), top2, z2)
+    if PROBS is None: own = own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+    share = tl.full((), 0., DTYPE)
+    if SHARE is not None: share = tl.load(SHARE + i)/K
+    if GRAD is not None:
+        for start in range(0, end, BLOCK):
+            k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+            g = t1*tl.exp(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S) - top1)/z1 - share
+            if TWO: g += t2*tl.exp(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S) - top2)/z2
+            g -= own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S, DTYPE)
+            tl.store(GRAD + i*K + k, scale*g, mask=there)
+    total = top1 + tl.log(z1) - masked(own + share*sum_s)
+    if TWO: total += top2 + tl.log(z2)
+    tl.store(TOTAL + i, total)
+
+# %% ../../nbs/contrast/triton_sums.ipynb #f566016c
 @on_its_device
-def sparse_sums(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
-                num_rows, with_grad):
-    "Sums and gradient as `sparse_sums_torch` of `softnce.contrast.sums`; no N x M matrix, so `num_rows` has no use."
-    N, K = logits.shape
-    if not N: return logits.new_empty(0, dtype=in_full(logits.dtype)), empty_gradient(logits, by_class=True)
-    candidates, own = as_stored(ids, weights, share), as_stored(own_ids, own_weights, own_share)
-    by_pairs = one_weight and ids.shape[1] == 2 and share is None and use_pairs(ids.shape[0], K, logits.dtype)
-    run = pair_sums if by_pairs else bag_sums
-    return run(logits, candidates, own, log_eta, scale, in_batch, with_grad)
+def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, with_grad):
+    "Sums and gradient as `class_sums_torch` of `softnce.contrast.sums`. ValueError for more than two exponents."
+    (n, K), full = logits.shape, in_full(logits.dtype)
+    if len(exponents) not in (1, 2): raise ValueError(f"exponents must be one or two, got {len(exponents)}")
+    logits, weights, options = by_row(logits), by_row(weights), row_options(by_row(logits))
+    total, gradient = logits.new_empty(n, dtype=full), empty_gradient(logits) if with_grad else logits.new_empty(0)
+    class_kernel[(n,)](
+        logits,
+        log_eta,
+        stored(ids),
+        weights,
+        stored(share),
+        stored(probs),
+        stored(offset),
+        stored(own_offset),
+        total,
+        gradient if with_grad else None,
+        K//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
+        0 if weights is None else weights.stride(0),
+        K if offset is not None and offset.shape[0] > 1 else 0,
+        scale,
+        exponents[0],
+        exponents[-1],
+        S=0 if ids is None else ids.shape[1],
+        TWO=len(exponents) == 2,
+        **options)
+    return total, gradient
 
-def as_stored(ids, weights, share):
-    "`Sparse` as the kernels read it: one row of weights, shown many times, stays one."
-    return Sparse(ids.contiguous(), by_row(weights), stored(share))
+# %% ../../nbs/contrast/triton_sums.ipynb #07e495fd
+MOST = tl.constexpr(FAR)  # of one class's term: such a term is that of a masked class
+
+@triton.jit
+def pull(a, s, log_z):
+    "Of classes with weights `a` and scores `s`: a times the sigmoid of log Z - s, and a log(1 + Z/exp s)."
+    d = log_z - s
+    y = tl.exp(-tl.abs(d))
+    u = 1. + y  # log(1+y) with the digits of y, however small
+    term = tl.where(u == 1., y, y*tl.log(u)/tl.where(u == 1., 1., u - 1.)) + tl.where(d < 0., 0., d)
+    return a/(1. + tl.exp(-d)), a*tl.where(term > MOST, MOST, term)
+
+@triton.jit
+def spread_of(k, there, i, share, K, PROBS):
+    "The weights of classes `k` in the part of a target that may lie on every class."
+    if PROBS is not None: return tl.load(PROBS + i*K + k, mask=there, other=0.)
+    return tl.where(there, share/K, 0.)
+
+@triton.jit
+def noise_of_row(row, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, DTYPE:tl.constexpr,
+                 BLOCK:tl.constexpr):
+    "Largest score of a row's noise labels, the first class that has it, and the sum."
+    best, z, at = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE), tl.full((), 0, tl.int32)
+    for start in range(0, end, BLOCK):
+        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+        x = inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1)
+        high = tl.max(x, 0)
+        at = tl.where(high > best, tl.min(tl.where(x == high, k, K), 0), at)
+        best, z = online(x, best, z)
+    return best, at, z
+
+@triton.jit
+def own_pulls(row, i, at, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DTYPE:tl.constexpr):
+    "Loss of the classes of a row's target, and their pulls: in class `at` and in others."
+    loss, at_top, rest = tl.full((), 0., DTYPE), tl.full((), 0., DTYPE), tl.full((), 0., DTYPE)
+    if IDS is not None:
+        for c in range(S):
+            k = tl.load(IDS + i*S + c)
+            s = scores_at(tl.load(row + k), k, k >= 0, top, scale, LOG_ETA, DTYPE)
+            p, term = pull(tl.load(W + i*w_stride + c), s, log_z)
+            loss, at_top, rest = loss + term, at_top + tl.where(k == at, p, 0.), rest + tl.where(k == at, 0., p)
+    return loss, at_top, rest
+
+@triton.jit
+def own_pull_of(k, row, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DTYPE:tl.constexpr):
+    "The pulls of the classes of a row's target, at classes `k`."
+    pulls = tl.zeros((k.shape[0],), DTYPE)
+    if IDS is not None:
+        for c in range(S):
+            own = tl.load(IDS + i*S + c)
+            s = scores_at(tl.load(row + own), own, own >= 0, top, scale, LOG_ETA, DTYPE)
+            pulls += tl.where(k == own, pull(tl.load(W + i*w_stride + c), s, log_z)[0], 0.)
+    return pulls
+
+# %% ../../nbs/contrast/triton_sums.ipynb #e81b451e
+@triton.jit
+def expected_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, LABEL, LABEL_OFFSET, TOTAL, GRAD, K, stride, w_stride,
+                    scale:tl.float64, S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, ONE:tl.constexpr,
+                    BLOCK:tl.constexpr):
+    "Loss and gradient of a row."
+    i, K, scale = tl.program_id(0).to(tl.int64), K*ALIGN, exactly(scale, DTYPE)
+    row, end, share = L + i*stride*ALIGN, BLOCK if ONE else K, tl.full((), 0., DTYPE)
+    if SHARE is not None: share = tl.load(SHARE + i)
+    top = largest_of_row(row, K, end, DTYPE, BLOCK)
+    best, at, z = noise_of_row(row, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, DTYPE, BLOCK)
+    log_z = tl.maximum(best + tl.log(z), FLOOR/10)  # above a masked class, also without noise
+    loss, at_top, rest = own_pulls(row, i, at, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+    others = tl.full((), 0., DTYPE)
+    for start in range(0, end, BLOCK):
+        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+        p, term = pull(spread_of(k, there, i, share, K, PROBS), s, log_z)
+        loss, at_top = loss + tl.sum(tl.where(there, term, 0.), 0), at_top + tl.sum(tl.where(k == at, p, 0.), 0)
+        rest += tl.sum(tl.where(there & (k != at), p, 0.), 0)
+        q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1) - best)/z
+        others += tl.sum(tl.where(k == at, 0., q), 0)
+    if GRAD is not None:
+        for start in range(0, end, BLOCK):
+            k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+            q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1) - best)/z
+            g = q*(at_top + rest) - pull(spread_of(k, there, i, share, K, PROBS), s, log_z)[0]
+            g -= own_pull_of(k, row, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+            tl.store(GRAD + i*K + k, scale*tl.where(k == at, q*rest - at_top*others, g), mask=there)
+    tl.store(TOTAL + i, tl.where(loss > 1e20, float('inf'), loss))
+
+# %% ../../nbs/contrast/triton_sums.ipynb #e2df995e
+@on_its_device
+def expected_sums(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, with_grad):
+    "Losses and gradient as `expected_sums_torch` of `softnce.contrast.expected_sums`."
+    (n, K), full, logits, weights = logits.shape, in_full(logits.dtype), by_row(logits), by_row(weights)
+    total, gradient = logits.new_empty(n, dtype=full), empty_gradient(logits) if with_grad else logits.new_empty(0)
+    options = row_options(logits, part=2)
+    expected_kernel[(n,)](
+        logits,
+        log_eta,
+        stored(ids),
+        weights,
+        stored(share),
+        stored(probs),
+        stored(offset),
+        stored(label),
+        stored(label_offset),
+        total,
+        gradient if with_grad else None,
+        K//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
+        0 if weights is None else weights.stride(0),
+        scale,
+        S=0 if ids is None else ids.shape[1],
+        **options)
+    return total, gradient
+
+# %% ../../nbs/contrast/triton_sums.ipynb #727b780a
+@triton.jit(do_not_specialize=['M', 'start'])
+def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, ONE:tl.constexpr,
+                   BLOCK:tl.constexpr):
+    "Sum of a row of a block without its own candidate, `start` + row; the row becomes its probabilities, and -1 there."
+    i, M = tl.program_id(0).to(tl.int64), M*ALIGN
+    row, end = U + i*M, BLOCK if ONE else M
+    own = tl.full((), 0., DTYPE)
+    if HAS_OWN: own = masked(tl.load(row + start + i))
+    top, z = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
+    for first in range(0, end, BLOCK):
+        m = first + tl.arange(0, BLOCK)
+        u = tl.load(row + m, mask=m < M, other=float('-inf'))
+        if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
+        top, z = online(u, top, z)
+    for first in range(0, end, BLOCK):
+        m = first + tl.arange(0, BLOCK)
+        u = tl.load(row + m, mask=m < M, other=float('-inf'))
+        if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
+        p = tl.exp(u - top)/z
+        if HAS_OWN: p = tl.where(m == start + i, -1., p)
+        tl.store(row + m, p, mask=m < M)
+    tl.store(TOTAL + i, tl.log(z) + (top - own))
+
+# %% ../../nbs/contrast/triton_sums.ipynb #ed2ecf9a
+@on_its_device
+def softmax_without_own(u, start):
+    "What `softmax_without_own` of `softnce.contrast.sums` computes, of a contiguous block `(n, M)` of scores."
+    n, M = u.shape
+    total, options = u.new_empty(n), row_options(u)
+    softmax_kernel[(n,)](
+        u,
+        total,
+        M//options['ALIGN'],
+        start or 0,
+        HAS_OWN=start is not None,
+        **options)
+    return total

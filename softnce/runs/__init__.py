@@ -24,4 +24,5 @@ from softnce import _lazy
 # %% ../../nbs/runs/index.ipynb #3ce9cc3a
 globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy(
-    "softnce.runs", "experiment", "run", "locks", "report", "execute", "sweeps", "cli", "ledgers")
+    "softnce.runs", "values", "experiment", "run", "changes", "preflight", "locks", "report", "execute", "sweeps",
+    "progress", "cli", "ledgers")

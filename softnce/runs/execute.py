@@ -8,7 +8,7 @@ __all__ = ['RunStopped', 'RunFailed', 'run_experiment']
 # %% ../../nbs/runs/execute.ipynb #d4d70681
 __doc__ = """Run an experiment: execute its notebook into the directory of the run, under a lock.
 
-`run_experiment` resolves the parameters, skips a run that is finished, resumes one that is not, and prints the report.
+`run_experiment` makes the checks, skips a run that is finished, resumes one that is not, and prints the report.
 A cell that fails raises `RunFailed` with its source and traceback. A stop signal raises `RunStopped`, and the same call
 goes on from what is on disk. papermill executes; the kernel is this Python.
 
@@ -25,10 +25,12 @@ import errno, json, os, re, signal, sys, threading, time
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from .experiment import checkout, find_experiment, resolve, run_id
+from .changes import Changes, set_aside, with_earlier
 from .locks import lock
+from .preflight import check_run, working_dir
 from .report import environment, show_report
 from .run import STOP_SIGNALS, Run, begin_attempt, finish, short_path, write_atomically
+from .values import to_yaml
 
 # %% ../../nbs/runs/execute.ipynb #fe399cf4
 def _without_colours(text): return re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', text)
@@ -104,9 +106,6 @@ def _papermill(experiment, run, overrides, tee, held, stop, on_cell):
     import logging, papermill
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     env = {**os.environ, 'SOFTNCE_RUN_DIR': str(run.dir), 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
-    # an experiment of the checkout finds its data from its own folder, any other notebook from the caller's
-    root, here = checkout(), experiment.path.parent
-    cwd = here if root and experiment.path.is_relative_to(root) else Path.cwd()
     paths = str(experiment.path), f"{_atomic_scheme()}{run.dir/'notebook.ipynb'}"
     return papermill.execute_notebook(
         *(p.replace('{', '{{').replace('}', '}}') for p in paths), # it would fill in what stands in braces
@@ -118,7 +117,7 @@ def _papermill(experiment, run, overrides, tee, held, stop, on_cell):
         stderr_file=tee,
         autosave_cell_every=10, # seconds: an executed notebook with pictures is megabytes
         on_cell_start=on_cell,
-        kernel_manager_class=_kernel_class(env, cwd, held, stop))
+        kernel_manager_class=_kernel_class(env, working_dir(experiment), held, stop))
 
 # %% ../../nbs/runs/execute.ipynb #0d8e021e
 class RunFailed(RuntimeError):
@@ -126,6 +125,8 @@ class RunFailed(RuntimeError):
 
 # %% ../../nbs/runs/execute.ipynb #6c0f3101
 DISK_FULL = errno.ENOSPC, errno.EDQUOT # no space, and no quota
+
+_FULL = *(os.strerror(n) for n in DISK_FULL), 'file write failed', 'unexpected pos' # the last two: torch.save
 
 def disk_full(path)->str:
     "What to do about a full disk."
@@ -147,7 +148,7 @@ class _Progress:
             self.number += 1
     def error(self, why, trace, folder):
         source = '\n'.join('    '+line for line in self.cell.source.splitlines())
-        hint = f'\n\n{disk_full(folder)}' if any(os.strerror(n) in why for n in DISK_FULL) else ''
+        hint = f'\n\n{disk_full(folder)}' if any(words in why for words in _FULL) else ''
         where = f'{self.name}, cell {self.number} of {self.total}'
         return RunFailed(_without_colours(f'{where}: {why}{hint}\n\n{source}\n\n{trace}'))
 
@@ -178,15 +179,15 @@ def _execute(experiment, run, overrides, tee, held):
     raise progress.error(why, trace, run.dir)
 
 # %% ../../nbs/runs/execute.ipynb #5ccfec53
-def _attempt(experiment, run, resolved, overrides, held, log):
+def _attempt(checked, overrides, held, log):
     "One attempt at an unfinished run, under its lock."
-    import yaml
+    experiment, run = checked.experiment, checked.run
     tee, label = _Tee(log), f'run {experiment.name} {run.dir.name}'
     resumed = (run.dir/'notebook.ipynb').exists()
-    _warn_of_change(experiment, run)
     begin_attempt(run)
-    write_atomically(run.dir/'params.yaml', yaml.safe_dump(resolved, sort_keys=False))
-    write_atomically(run.dir/'env.json', json.dumps(environment(experiment), indent=1)+'\n')
+    write_atomically(run.dir/'params.yaml', to_yaml(checked.resolved))
+    env = environment(experiment) | with_earlier(run, checked.now)
+    write_atomically(run.dir/'env.json', json.dumps(env, indent=1)+'\n')
     where = f"{'resuming in' if resumed else 'in'} {short_path(run.dir)}"
     tee.line(f"{label}: {len(experiment.sources('code'))} cells, {where}")
     try: _execute(experiment, run, overrides, tee, held)
@@ -202,51 +203,49 @@ def _attempt(experiment, run, resolved, overrides, held, log):
     tee.line(f'{label}: finished')
 
 # %% ../../nbs/runs/execute.ipynb #3e694102
-def _changed(experiment, run):
-    "Is the notebook's code not what the run started with?"
-    path = run.dir/'env.json'
-    return path.exists() and json.loads(path.read_text(encoding='utf-8'))['code'] != experiment.code_hash
-
-def _warn_of_change(experiment, run):
-    if not _changed(experiment, run): return
-    print(f'note: {experiment.path.name} has changed since this run; '
-          f'remove {short_path(run.dir)} to run it from scratch')
-
-def _set_aside(run):
-    "Move what a run left to `.changed/` beside it; the lock stays."
-    aside = run.dir.parent/'.changed'/f'{run.dir.name}-{time.time_ns()}'
-    aside.mkdir(parents=True)
-    # metrics.json goes first: from then on the run is not finished any more
-    for p in sorted(run.dir.iterdir(), key=lambda p: p.name != 'metrics.json'):
-        if p.name not in ('.lock', '.owner'): os.rename(p, aside/p.name)
-    print(f'the notebook has changed: what the run had is now in {short_path(aside)}')
-
-def _run_under_lock(experiment, run, resolved, parameters, wait, restart):
+def _run_under_lock(checked, parameters, wait, restart):
     "Take the lock, then look again: another process may have changed the run by now."
-    with lock(run.dir, wait) as held:
-        if restart and _changed(experiment, run): _set_aside(run)
-        if run.finished: return
-        with open(run.dir/'log.txt', 'a', encoding='utf-8', buffering=1) as log: # by lines: a kill loses none
-            _attempt(experiment, run, resolved, {k: resolved[k] for k in parameters}, held, log)
+    with lock(checked.run.dir, wait) as held:
+        changes = Changes(checked.experiment, checked.run, checked.resolved, checked.now)
+        if restart and changes: set_aside(checked.run, changes)
+        if checked.run.finished: return
+        overrides = {k: checked.resolved[k] for k in parameters}
+        with open(checked.run.dir/'log.txt', 'a', encoding='utf-8', buffering=1) as log: # by lines: a kill loses none
+            _attempt(checked, overrides, held, log)
+
+def _say_plan(checked, redo):
+    "What a run would be, for `--dry-run`."
+    run, defaults = checked.run, checked.experiment.parameters
+    state = ('would be set aside and made again' if redo else 'is finished and would be skipped' if run.finished
+             else 'would resume' if (run.dir/'notebook.ipynb').exists() else 'would start')
+    print(f'run {checked.experiment.name} {run.dir.name}: {state}, in {short_path(run.dir)}')
+    for name, value in checked.resolved.items():
+        was = '' if value == defaults[name].default else f'  (default {defaults[name].default!r})'
+        print(f'    {name} = {value!r}{was}')
+    for path, text in (checked.now['data'] or {}).items(): print(f'    data {path}: {text}')
 
 # %% ../../nbs/runs/execute.ipynb #25f83178
 def run_experiment(name:str,             # an experiment, or a path to an .ipynb
                    parameters:dict=None, # name -> value; the notebook's defaults for the rest
                    out_dir='runs',       # where runs are kept
                    wait:bool=False,      # for another process that writes this run, instead of RunLocked
-                   restart:bool=False,   # a run of other code of the notebook is set aside and made again
+                   restart:bool=False,   # a run of other code, of other data or with a damaged file is made again
+                   dry_run:bool=False,   # make the checks and say what would be done; nothing is made
                   )->Run:                # the finished run
     """Run an experiment, resume it, or skip it if it is finished; either way print its report.
     UsageError before anything runs, RunFailed with the cell's traceback, RunStopped after a stop signal,
     RunLocked if another process writes the run."""
-    experiment = find_experiment(name)
-    resolved = resolve(experiment, parameters or {})
-    run = Run(Path(out_dir).resolve()/experiment.name/run_id(experiment.name, resolved))
-    run.dir.mkdir(parents=True, exist_ok=True)
-    if run.finished and not (restart and _changed(experiment, run)):
-        _warn_of_change(experiment, run)
-        where = short_path(run.dir)
-        print(f'run {experiment.name} {run.dir.name}: already finished, skipped (remove {where} to run it again)')
-    else: _run_under_lock(experiment, run, resolved, parameters or {}, wait, restart)
+    checked = check_run(name, parameters, out_dir)
+    run, redo = checked.run, bool(restart and checked.changes)
+    if not redo: checked.changes.refuse()
+    for note in [*checked.notes, *([] if redo else [checked.changes.said()])]:
+        if note: print(f'note: {note}')
+    if dry_run: _say_plan(checked, redo); return run
+    if run.finished and not redo:
+        label, where = f'{checked.experiment.name} {run.dir.name}', short_path(run.dir)
+        print(f'run {label}: already finished, skipped (remove {where} to run it again)')
+    else:
+        run.dir.mkdir(parents=True, exist_ok=True)
+        _run_under_lock(checked, parameters or {}, wait, restart)
     show_report(run)
     return run

@@ -91,7 +91,8 @@ def _locked(folder):
     owner = lock_owner(folder)[0]
     job = f", Slurm job {owner['job']}" if owner and owner.get('job') else ''
     who = f"process {owner['pid']} on {owner['host']}{job}" if owner else 'another process'
-    return RunLocked(f"{short_path(folder)} is already being written by {who}; wait for it to end, or stop it")
+    return RunLocked(f"{short_path(folder)} is already being written by {who}; "
+                     "wait for it to end, or stop it (softnce run --wait waits)")
 
 # %% ../../nbs/runs/locks.ipynb #ee7d8ac4
 SETTLE = 2. # seconds: longer than another process needs from finding a dead owner to moving its file

@@ -31,6 +31,7 @@ ValueError: new column 'los': the first row of history.csv fixed the columns to 
 import atexit, csv, io, json, math, os, re, signal, tempfile, threading
 from dataclasses import dataclass
 from pathlib import Path
+from .values import UsageError, read_yaml
 
 # %% ../../nbs/runs/run.ipynb #ec9b39fc
 def write_atomically(path:Path, data): # text or bytes
@@ -43,6 +44,15 @@ def short_path(path)->Path:
     "A path as messages show it: relative to the working directory where it lies below."
     path = Path(path)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+def damaged(path, why:str)->UsageError:
+    "The error for a file of a run that is not what the run wrote."
+    return UsageError(f"{short_path(path)} is damaged ({why}): restore it, or make the run again with --restart")
+
+def read_json(path):
+    "What a JSON file of a run holds; UsageError with its path where it is damaged."
+    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as e: raise damaged(path, f'not JSON: {e}') from None
 
 # %% ../../nbs/runs/run.ipynb #4e6faa4d
 def drop_half_line(path:Path):
@@ -111,9 +121,11 @@ class Run:
         "The rows so far, a DataFrame; empty before the first."
         import pandas as pd
         path = self.dir/'history.csv'
-        text = path.read_text(encoding='utf-8') if path.exists() else ''
-        whole = text[:text.rfind('\n')+1] # a line may be on its way
-        return pd.read_csv(io.StringIO(whole)) if whole else pd.DataFrame()
+        try:
+            text = path.read_text(encoding='utf-8') if path.exists() else ''
+            whole = text[:text.rfind('\n')+1] # a line may be on its way
+            return pd.read_csv(io.StringIO(whole)) if whole else pd.DataFrame()
+        except ValueError as e: raise damaged(path, f'not CSV: {e}') from None # of pandas and of UTF-8
     def save_metrics(self, rows):
         "Set the result: a dict, a list of dicts or a DataFrame. A second call replaces the first."
         rows = rows.to_dict('records') if hasattr(rows, 'to_dict') else rows
@@ -121,9 +133,16 @@ class Run:
             raise ValueError(f"metrics must be a dict, a list of dicts or a DataFrame, got {type(rows).__name__}")
         write_atomically(self.dir/'.metrics.json', json.dumps(_to_json(rows), indent=1, allow_nan=False)+'\n')
     def metrics(self)->list:
-        "The rows of a finished run, as dicts."
-        rows = json.loads((self.dir/'metrics.json').read_text(encoding='utf-8'))
-        return rows if isinstance(rows, list) else [rows]
+        "The rows of a finished run, as dicts; UsageError with the path of a damaged file, here and below."
+        rows = read_json(self.dir/'metrics.json')
+        rows = rows if isinstance(rows, list) else [rows]
+        if all(isinstance(r, dict) for r in rows): return rows
+        raise damaged(self.dir/'metrics.json', 'not a dict or a list of dicts')
+    def params(self)->dict:
+        "The parameters, from params.yaml."
+        path = self.dir/'params.yaml'
+        try: return read_yaml(path)
+        except UsageError as e: raise damaged(path, str(e).removeprefix(str(path)).strip(' :')) from None
     def save_table(self, df, name:str):
         "Save a DataFrame or a list of dicts as `<name>.csv`, to be printed at the end; a named index becomes columns."
         import pandas as pd
@@ -143,7 +162,9 @@ class Run:
     def saved(self)->dict: # names, by 'tables' and 'figures'
         "The tables and figures of the run so far, in the order they were saved first."
         path = self.dir/'report.json'
-        return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {'tables': [], 'figures': []}
+        names = read_json(path) if path.exists() else {'tables': [], 'figures': []}
+        if isinstance(names, dict) and {'tables', 'figures'} <= set(names): return names
+        raise damaged(path, 'no lists of tables and figures')
     def _note(self, kind, name):
         names = self.saved()
         if name not in names[kind]: names[kind].append(name)

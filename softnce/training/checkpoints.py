@@ -9,7 +9,8 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'StopRequested']
 __doc__ = """Files, random states and stop signals: what a training needs to be killed at any moment and go on.
 
 A checkpoint is written under another name and then renamed, so that a reader finds the old file or the new one and
-never half of one. It holds tensors and plain values only, so that loading it runs no code.
+never half of one. It holds tensors and plain values only, so that loading it runs no code. It ends with its checksum,
+and the one before is kept beside it: a damaged file is named, set aside, and the one before is used.
 
 >>> import tempfile, torch
 >>> from pathlib import Path
@@ -23,26 +24,111 @@ True
 """
 
 # %% ../../nbs/training/checkpoints.ipynb #27a165cd
-import os, random, signal, threading
+import hashlib, os, pickle, random, re, shutil, signal, threading, warnings, zipfile
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import torch
 
+# %% ../../nbs/training/checkpoints.ipynb #f5cca3df
+class _Hashed:
+    "A file for torch.save: the hash of what was written, and the error of the disk, which torch.save replaces."
+    def __init__(self, file): self.file, self.digest, self.error = file, hashlib.sha256(), None
+    def write(self, data):
+        try: count = self.file.write(data)
+        except OSError as e: self.error = e; raise
+        self.digest.update(data)
+        return count
+    def flush(self): self.file.flush()
+
+_SEAL = re.compile(rb'\nsoftnce sha256 ([0-9a-f]{64})\n') # the last bytes of a checkpoint
+_SEAL_SIZE = len(b'\nsoftnce sha256 \n')+64
+
+def _write_sealed(state, path):
+    "torch.save, and the checksum behind it; the OSError of a disk that took not all of it."
+    with open(path, 'wb') as f:
+        file = _Hashed(f)
+        try: torch.save(state, file)
+        except Exception:
+            if file.error: raise file.error from None
+            raise
+        f.write(f'\nsoftnce sha256 {file.digest.hexdigest()}\n'.encode())
+
+def _also_as(path, other):
+    "Give a file a second name, in one step, in the place of what has that name."
+    part = other.with_name(f'{other.name}.{os.getpid()}.part')
+    part.unlink(missing_ok=True)
+    try: os.link(path, part)
+    except OSError: shutil.copyfile(path, part) # a file system without hard links
+    os.replace(part, other)
+    part.unlink(missing_ok=True) # two names of one file: replace did nothing
+
 # %% ../../nbs/training/checkpoints.ipynb #79987377
 def save_checkpoint(state:dict, # tensors, numbers, strings, lists and dicts
                     path,       # file
                    ):
-    "Write `state` to a temporary name beside `path`, then rename: no reader ever sees half a file."
+    """Write `state` and its checksum to a temporary name beside `path`, then rename: no reader ever sees half a file.
+    What was there is kept as `<name>.before`. OSError with the path where the disk is full."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name+'.part')
-    torch.save(state, part)
+    try: _write_sealed(state, part)
+    except OSError as e:
+        part.unlink(missing_ok=True) # half a file is of no use, and in the way where there is no space
+        raise OSError(e.errno, e.strerror, str(path)) from None
+    if path.exists(): _also_as(path, _before(path))
     os.replace(part, path)
 
+def _before(path): return path.with_name(path.name+'.before')
+
+# %% ../../nbs/training/checkpoints.ipynb #a321b356
+class _Damaged(Exception):
+    "A checkpoint that is not what was written."
+
+def _load_whole(path):
+    "The state in a file; _Damaged where the checksum is wrong, or where there is none and torch cannot read it."
+    with open(path, 'rb') as f:
+        body = f.seek(0, os.SEEK_END)-_SEAL_SIZE
+        f.seek(max(body, 0))
+        seal = _SEAL.fullmatch(f.read())
+        if seal and _hash(f, body) != seal[1].decode(): raise _Damaged('its checksum is not that of its content')
+    try: return torch.load(path, map_location='cpu', weights_only=True)
+    except (EOFError, RuntimeError, OSError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        # whole, or an archive that would run code: the error says what it is
+        if seal or isinstance(e, pickle.UnpicklingError) and zipfile.is_zipfile(path): raise
+        raise _Damaged('it has no checksum and cannot be read') from None
+
+def _hash(file, size):
+    "SHA-256 of the first bytes of an open file."
+    digest, left = hashlib.sha256(), size
+    file.seek(0)
+    while left and (data := file.read(min(left, 2**20))): # a megabyte a time: a checkpoint can be larger than memory
+        digest.update(data)
+        left -= len(data)
+    return digest.hexdigest()
+
+def _set_aside(path):
+    "Another name for a damaged file, the same for the same content: several ranks may find it at once."
+    with open(path, 'rb') as f: aside = path.with_name(f'{path.name}.damaged-{_hash(f, path.stat().st_size)[:8]}')
+    _also_as(path, aside)
+    return aside
+
+# %% ../../nbs/training/checkpoints.ipynb #9d3eb5c5
 def load_checkpoint(path):
-    "The state at `path` on the CPU, loaded without running code; None if there is no such file."
-    return torch.load(path, map_location='cpu', weights_only=True) if Path(path).exists() else None
+    """The state at `path` on the CPU, loaded without running code; None if there is no such file.
+    A damaged file is set aside with a warning, and the one before takes its place; None if there is none."""
+    path = Path(path)
+    if not path.exists(): return None
+    try: return _load_whole(path)
+    except _Damaged as e: found = f'{path} is damaged: {e}. It is now {_set_aside(path).name}'
+    try: state = _load_whole(_before(path))
+    except (_Damaged, FileNotFoundError):
+        path.unlink(missing_ok=True)
+        warnings.warn(f'{found}; there is no whole checkpoint before it: starting from the beginning', stacklevel=2)
+        return None
+    _also_as(_before(path), path)
+    warnings.warn(f'{found}; going on from the one before', stacklevel=2)
+    return state
 
 # %% ../../nbs/training/checkpoints.ipynb #39c8ae05
 def generators_of(loader, loss, # what may hold a `torch.Generator`, as `generator`

@@ -213,7 +213,11 @@ LOSSES = {
 }
 
 
-def double(t): return t if t.dtype == torch.int64 else t.to(F64)
+def double(t):
+    "In float64, where rows that were rounded in fp32 sum to one again."
+    if t.dtype == torch.int64: return t
+    t = t.to(F64)
+    return t/t.sum(1, keepdim=True) if isinstance(t, torch.Tensor) else t
 
 
 def truth(loss, x, t):

@@ -23,7 +23,7 @@ import test_sums
 from literal_sums import F64, INF
 from softnce import soft_target_info_nce
 from softnce.losses import expected_info_nce
-from softnce.contrast import set_backend, triton_candidates, triton_pairs, triton_rows, triton_sums
+from softnce.contrast import set_backend, triton_candidates, triton_pairs, triton_sums
 from softnce.contrast.expected_sums import expected_sums, expected_sums_torch
 from softnce.contrast.layout import by_class
 from softnce.contrast.sums import class_sums, product_sums, sparse_sums
@@ -427,7 +427,7 @@ def compiled(capability, tmp_path, which=''):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-KERNELS = {name for module in (triton_rows, triton_candidates, triton_pairs) for name in vars(module)
+KERNELS = {name for module in (triton_sums, triton_candidates, triton_pairs) for name in vars(module)
            if name.endswith('_kernel')}
 
 

@@ -357,6 +357,27 @@ def test_a_temperature_that_is_a_tensor(parameter):
     torch.testing.assert_close(each[1], loss(logits, y).detach())
 
 
+# ---------------------------------------------------------------- memory
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize('name', ['cross-entropy', 'in batch', 'closed form', 'hard'])
+def test_nothing_is_larger_than_the_logits(name, dtype):
+    "No fp32 copy of 16-bit logits, forward or backward, and no array of rows times candidates."
+    from torch.utils._python_dispatch import TorchDispatchMode
+    sizes = []
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.extend(o.untyped_storage().nbytes() for o in (out if isinstance(out, (tuple, list)) else [out])
+                         if isinstance(o, torch.Tensor))
+            return out
+    y = torch.randint(2048, (1024,))
+    t = y if name == 'hard' else smooth(mix(SparseTargets.from_labels(y, 2048), .7), .1)
+    logits = torch.randn(1024, 2048).to(dtype).requires_grad_()
+    loss = info_nce if name == 'hard' else lambda l, t: LOSSES[name](l, t).mean()
+    with Watch(): loss(logits, t).backward()
+    assert max(sizes) <= max(logits.untyped_storage().nbytes(), 2**22 + 2**12)  # or a block of candidate scores
+
+
 # ---------------------------------------------------------------- settings of a thread
 def test_settings_belong_to_a_thread():
     from softnce.contrast import operators

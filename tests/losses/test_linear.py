@@ -1,4 +1,4 @@
-"""Cross-entropy and closed-form noise of a linear head, without its logits: `F.linear` and `F.cross_entropy` as the oracle."""
+"""Cross-entropy and closed-form noise of a linear head, without its logits: `F.linear` and `F.cross_entropy` tell."""
 import math
 
 import pytest
@@ -83,10 +83,10 @@ def test_closed_form(blocks, kind, lam, epsilon, uniform):
                                                      reduction=reduction, **kw)
         o.same_value_and_grad(loss, plain, z, w, b)
     if kind != 'dense': return
-    oracle = lambda z, w, b: o.closed_form(F.linear(z, w, b), dense, lam=lam, epsilon=epsilon, **kw)
-    o.same_value_and_grad(lambda *x: linear_soft_target_info_nce(*x[:2], t, bias=x[2], reduction='none',
-                                                                 noise_samples=ClosedForm(lam,
-                                                                                          epsilon), **kw), oracle, z, w, b)
+    options = dict(kw, lam=lam, epsilon=epsilon)
+    oracle = lambda z, w, b: o.closed_form(F.linear(z, w, b), dense, **options)
+    kw |= dict(noise_samples=ClosedForm(lam, epsilon), reduction='none')
+    o.same_value_and_grad(lambda z, w, b: linear_soft_target_info_nce(z, w, t, bias=b, **kw), oracle, z, w, b)
 
 
 def test_uniform_closed_form_is_cross_entropy_less_log_k(blocks):
@@ -126,9 +126,9 @@ def test_derivatives_of_every_kind(blocks, reduction):
 
 
 def test_targets_with_a_gradient():
-    (_, dense), (z, w, b) = targets_of('dense', 7), problem(7)
-    o.same_value_and_grad(lambda z, t: linear_soft_target_cross_entropy(z, w, t, bias=b),
-                          lambda z, t: F.cross_entropy(F.linear(z, w, b), t), z, dense)
+    (z, w, b), x = problem(7), o.logits(N, 7)
+    o.same_value_and_grad(lambda z, x: linear_soft_target_cross_entropy(z, w, x.softmax(1), bias=b),
+                          lambda z, x: F.cross_entropy(F.linear(z, w, b), x.softmax(1)), z, x)
 
 
 @pytest.mark.parametrize('kind', ['ids', 'dense', 'sparse'])

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from small_experiments import cli, notebook
 
+import softnce
 import softnce.runs
 import softnce.runs.cli as command
 import softnce.runs.experiment as experiment
@@ -114,3 +115,64 @@ def test_collect_writes_to_a_file_and_shows_the_rest(tmp_path, capsys):
     command._collect(tmp_path/'runs', None)
     said = capsys.readouterr()
     assert said.out == (tmp_path/'all.csv').read_text() and said.err.endswith('... 2 more rows\n')
+
+
+def test_mistakes_in_a_file_name(tmp_path):
+    "One line, exit code 2, no traceback."
+    (tmp_path/'bad.yaml').write_text('targets: [1]')
+    (tmp_path/'half.yaml').write_text('targets: {a: [')
+    run = tmp_path/'runs'/'n'/'a'
+    run.mkdir(parents=True)
+    (run/'params.yaml').write_text('x: 1\n')
+    for args, message in ((('status', '--config', 'none.yaml'), 'none.yaml: No such file or directory'),
+                          (('status', '--config', 'bad.yaml'), 'config: targets must be a mapping of names'),
+                          (('status', '--config', 'half.yaml'), 'half.yaml is not YAML: while parsing'),
+                          (('collect', 'runs', '--csv', 'no/where.csv'), 'cannot write no/where.csv: No such file'),
+                          (('compare', 'runs'), "no run in 'runs' is finished; softnce status runs says how far"),
+                          (('list', 'zzz'), "there is no experiment 'zzz'"), (('collect', 'none'), 'there is no run'),
+                          (('run', 'none.ipynb'), "there is no notebook 'none.ipynb'")):
+        done = cli(*args, cwd=tmp_path)
+        said = [o for o in done.stderr.splitlines() if not o.startswith('unfinished: ')]
+        assert done.returncode == 2 and len(said) == 1 and message in said[0], done.stderr
+
+
+def test_a_file_of_parameters_and_its_run_again(tmp_path):
+    notebook(tmp_path/'n.ipynb', "from softnce.runs import this_run\nthis_run().save_metrics({'lr': lr, 'loss': loss})")
+    (tmp_path/'base.yaml').write_text('lr: 1e-3\nloss: 010\n')
+    done = cli('run', 'n.ipynb', '-p', '@base.yaml', '-p', 'seeds=[7]', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder, = (tmp_path/'runs'/'n').iterdir()
+    assert json.loads((folder/'metrics.json').read_text()) == {'lr': .001, 'loss': '010'}
+    again = cli('run', 'n.ipynb', '-p', f'@{folder}/params.yaml', cwd=tmp_path)
+    assert again.returncode == 0 and 'already finished, skipped' in again.stdout
+
+
+def test_compare(tmp_path):
+    for id, lr, nll in (('a', .1, .7), ('b', .2, .5), ('c', .3, .6)):
+        folder = tmp_path/'runs'/'n'/id
+        folder.mkdir(parents=True)
+        (folder/'params.yaml').write_text(f'lr: {lr}\nepochs: 5\n')
+        valid, test = dict(split='valid', nll=nll, top1=nll), dict(split='test', nll=1-nll, top1=0)
+        (folder/'metrics.json').write_text(json.dumps([valid, test]))
+    def ids(*args):
+        done = cli('compare', *args, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        return lines[0], lines[1].split(), [o.split()[0] for o in lines[2:5]]
+    how = 'n: best first by nll (less is better), split valid'
+    assert ids() == (how, ['id', 'lr', 'nll', 'top1'], ['b', 'c', 'a'])
+    for more in (('runs', '--by', 'top1'), ('runs/n', '--split', 'test')): assert ids(*more)[2] == ['a', 'c', 'b']
+
+
+def test_help_names_the_next_command(tmp_path):
+    def text(*args): return ' '.join(cli(*args, cwd=tmp_path).stdout.split())
+    words = {(): ['--version', 'softnce list', '--dry-run'],
+             ('run',): ['--wait', '--restart', '@FILE', 'softnce status'],
+             ('status',): ['--watch', '--errors', 'softnce clean --failed'],
+             ('collect',): ['--mixed', 'softnce compare'], ('compare',): ['--by', 'softnce collect'],
+             ('clean',): ['--failed', '--dry-run'], ('list',): ['[name]']}
+    for command, expected in words.items():
+        said = text(*command, '--help')
+        assert not [w for w in expected if w not in said], said
+    assert text('--version') == f'softnce {softnce.__version__}'
+    assert 'softnce run gmm -p KEY=VALUE --dry-run checks a run' in text('list', 'gmm')

@@ -220,6 +220,17 @@ def test_a_full_disk_under_the_notebook(tmp_path):
     assert run_experiment(tmp_path/'n.ipynb', {}, tmp_path/'runs').metrics() == [{'a': 1}]
 
 
+@pytest.mark.parametrize('save', ['torch.save(x, open("/dev/full", "wb"))', 'torch.save(x, "/dev/full")',
+                                  'save_checkpoint(x, run.checkpoint_dir/"last.pt")'])
+def test_a_full_disk_under_torch(tmp_path, save):
+    "torch says `unexpected pos`; the message is the same as for any other file."
+    begin = (START+"\nimport torch\nfrom softnce.training import save_checkpoint\n"
+             "x = dict(w=torch.zeros(100_000))\n(run.checkpoint_dir/'last.pt.part').symlink_to('/dev/full')")
+    notebook(tmp_path/'n.ipynb', begin, save)
+    with pytest.raises(RunFailed, match='No space is left for .*: free some, or give another folder with --out'):
+        run_experiment(tmp_path/'n.ipynb', {}, tmp_path/'runs')
+
+
 @pytest.mark.parametrize('name', ['params.yaml', 'env.json', 'metrics.json', 'notebook.ipynb'])
 def test_a_full_disk_under_the_runner(tmp_path, monkeypatch, capsys, name):
     "Whichever file the disk is full at: exit code 1, one message, nothing half-written, and then the run is finished."

@@ -2,51 +2,13 @@
 import ast, re
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from small_experiments import REPO, notebook
 
 import softnce.runs.experiment as experiment
 from softnce.runs.execute import run_experiment
-from softnce.runs.experiment import (Experiment, UsageError, check_value, find_experiment, list_experiments,
-                                     parse_overrides, read_parameters, resolve, run_id)
-
-
-@pytest.mark.parametrize('value, default, want', [
-    (3, 1, 3), (3, 1., 3.), ('1e-3', 1., .001), ('-2E+4', 1., -2e4), (True, False, True), ('a', 'b', 'a'),
-    ([3], [0, 1], [3]), ([], [0], []), ([2, .5], [.1, 1], [2., .5]), ((3, 4), [0], [3, 4]), (np.int64(3), 1, 3),
-    (np.float32(.5), 1., .5), (torch.tensor(3), 1, 3), (np.arange(2), [5], [0, 1]), ('x', None, 'x'),
-    ([1, 'a', None], None, [1, 'a', None]), (None, None, None), ([1, 'a'], [], [1, 'a']),
-    ([[1, 2], [3]], [[0]], [[1, 2], [3]]), ([None, 2], [None, .5], [None, 2])])
-def test_check_value_accepts(value, default, want):
-    got = check_value('x', value, default)
-    assert got == want and type(got) is type(want)
-    if isinstance(want, list): assert list(map(type, got)) == list(map(type, want))
-
-
-@pytest.mark.parametrize('value, default, message', [
-    (True, 1, r'x must be int, like its default 1; got True \(bool\)'), (1, False, 'x must be bool'),
-    (1., 1, 'x must be int'), ('1e3', 1, 'x must be int'), (True, 1., 'x must be float'),
-    ('fast', 1., r"x must be float, like its default 1.0; got 'fast' \(str\)"), (3, 'nll', 'x must be str'),
-    (None, 1, r'x must be int, like its default 1; got None \(NoneType\)'), (3, [0], 'x must be list'),
-    ('0,1', [0], 'x must be list'), ([0, 'one'], [0], r"x\[1\] must be int"),
-    ([[1, .5]], [[0]], r'x\[0\]\[1\] must be int'), ([True], [.1], r'x\[0\] must be float'),
-    ({'a': 1}, None, 'x must be an int, float, str, bool, list or None')])
-def test_check_value_refuses(value, default, message):
-    with pytest.raises(UsageError, match=message): check_value('x', value, default)
-
-
-def test_parse_overrides():
-    got = parse_overrides(['a=1', 'b = [1, x]', 'c=null', "d='3'", 'e=x=y', 'f=1e-3'])
-    assert got == {'a': 1, 'b': [1, 'x'], 'c': None, 'd': '3', 'e': 'x=y', 'f': '1e-3'}
-
-
-@pytest.mark.parametrize('pairs, message', [
-    (['steps'], "-p takes key=value, got 'steps'"), (['=3'], '-p takes key=value'), (['a b=3'], '-p takes key=value'),
-    (['a=[1,'], r'the value is not YAML; quote it'), (['a=1', 'a=2'], '-p a was given twice')])
-def test_parse_overrides_refuses(pairs, message):
-    with pytest.raises(UsageError, match=message): parse_overrides(pairs)
+from softnce.runs.experiment import Experiment, find_experiment, list_experiments, read_parameters, resolve, run_id
+from softnce.runs.values import UsageError, parse_overrides
 
 
 def test_read_parameters():
@@ -113,6 +75,26 @@ def test_id():
     assert re.fullmatch('[0-9a-f]{8}', a) and a == run_id('gmm', {'seeds': [0], 'lr': .1})
     asked = {'lr': .2, 'seeds': [0]}, {'lr': .1, 'seeds': [1]}, {'lr': .1, 'seeds': '[0]'}, {'lr': .1}
     assert len({a, run_id('images', {'lr': .1, 'seeds': [0]}), *(run_id('gmm', o) for o in asked)}) == 6
+
+
+def test_one_value_is_one_run(tmp_path):
+    "However it is written; and a default that is given by name."
+    params = "a = .5\nb = None\nc = [.1, 1]\nd = 'no'\ne = ['8', 'x']\nf = True"
+    n = Experiment(notebook(tmp_path/'n.ipynb', params=params))
+    def id(*pairs): return run_id('n', resolve(n, parse_overrides(list(pairs), n.parameters)))
+    assert id() == id('a=.5', 'b=null', 'c=[.1, 1]', 'd=no', 'e=[8, x]', 'f=true')
+    assert id() == id('a=5e-1', 'c=[0.10, 1.0]', 'f=yes')
+    for name in 'ab': assert id(f'{name}=1e-3') == id(f'{name}=0.001') == id(f'{name}=.001') != id()
+    assert id('c=[1e-3, 1]') == id('c=[0.001, 1.0]') != id()
+
+
+def test_ranges_stand_in_the_comments(tmp_path):
+    n = Experiment(notebook(tmp_path/'n.ipynb', params="lr = .5  # [float > 0] step\nk = None  # [int >= 1, <= 9]"))
+    assert resolve(n, {'k': 9}) == {'lr': .5, 'k': 9} and n.parameters['lr'].comment == '[float > 0] step'
+    k = 'k must be int >= 1, <= 9; got '
+    wrong = ({'lr': 0}, r'^lr must be float > 0; got 0\.0$'), ({'k': 10}, k+'10'), ({'k': 'x'}, k+"'x'")
+    for given, message in wrong:
+        with pytest.raises(UsageError, match=message): resolve(n, given)
 
 
 def test_an_id_is_what_it_was():

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from softnce.runs.experiment import UsageError
-from softnce.runs.report import collect, show_report
+from softnce.runs.report import collect, compare, show_report
 from softnce.runs.run import Run
+from softnce.runs.values import UsageError
 
 
 @pytest.fixture
@@ -70,3 +70,53 @@ def test_collect(tmp_path, capsys):
     assert len(collect(tmp_path/'gmm')) == 3 and collect(tmp_path/'gmm'/'b')['loss'].tolist() == [3.]
     assert collect(tmp_path/'gmm'/'c').empty
     with pytest.raises(UsageError, match="there is no run in 'nowhere'"): collect('nowhere')
+
+
+def made(folder, **env):
+    finished(folder, {'lr': .1}, {'nll': 1.})
+    (folder/'env.json').write_text(json.dumps(env))
+
+
+def test_collect_never_mixes(tmp_path):
+    made(tmp_path/'gmm'/'a', code='1', package='p')
+    made(tmp_path/'gmm'/'b', code='1', package='p')
+    made(tmp_path/'images'/'c', code='2', package='q')
+    assert list(collect(tmp_path)) == ['experiment', 'id', 'lr', 'nll']  # each experiment is of one piece
+    made(tmp_path/'gmm'/'d', code='1', package='r')
+    message = (r'the runs of gmm do not belong in one table: the code of softnce in 2 versions \(p: 2 runs, r: d\). '
+               'Make them again with softnce run --restart, or take all with softnce collect --mixed')
+    with pytest.raises(UsageError, match=message): collect(tmp_path)
+    by = collect(tmp_path, mixed=True).set_index('id')['made_by']
+    assert by['a'] == by['b'] != by['d'] and len(set(by)) == 3
+
+
+@pytest.mark.parametrize('name, content', [('metrics.json', '[{"nll"'), ('params.yaml', ''), ('env.json', '[')])
+def test_collect_names_a_damaged_file(tmp_path, name, content):
+    made(tmp_path/'gmm'/'a', code='1')
+    (tmp_path/'gmm'/'a'/name).write_text(content)
+    with pytest.raises(UsageError, match=f'gmm/a/{name} is damaged'): collect(tmp_path)
+
+
+def test_a_damaged_history_and_table_are_named(tmp_path, shown):
+    run = Run(tmp_path)
+    (tmp_path/'history.csv').write_bytes(b'a,b\n1,2\n\xff\xfe,3\n')
+    with pytest.raises(UsageError, match='history.csv is damaged'): run.history()
+    run.save_table([{'a': 1}], 'table1')
+    (tmp_path/'table1.csv').write_text('a,b\n1,2\n1,2,3,4\n')
+    with pytest.raises(UsageError, match='table1.csv is damaged'): shown(run)
+
+
+def test_compare(tmp_path):
+    "Per experiment; lists and None as parameters; a metric that is missing somewhere, or called like a parameter."
+    finished(tmp_path/'n'/'a', {'xs': [1], 'k': None, 'seed': 5}, {'seed': 0, 'top1': .5, 'ece': .1})
+    finished(tmp_path/'n'/'b', {'xs': [2], 'k': None, 'seed': 5}, {'seed': 0, 'top1': .9})
+    finished(tmp_path/'n'/'c', {'xs': [2], 'k': 3, 'seed': 5}, {'seed': 0, 'top1': None})
+    finished(tmp_path/'m'/'d', {'seed': 5}, {'note': 'no number'})
+    (m, how_m), (n, how_n) = compare(tmp_path)
+    assert how_n == 'n: best first by top1 (more is better)' and list(n) == ['id', 'k', 'xs', 'top1', 'ece']
+    assert n['id'].tolist() == ['b', 'a', 'c'] and how_m == 'm: no metric' and list(m) == ['id', 'note']
+    assert compare(tmp_path/'n', by='ece')[0][0]['id'].tolist()[0] == 'a'
+    with pytest.raises(UsageError, match="there is no metric 'acc'; there are: top1, ece"):
+        compare(tmp_path/'n', by='acc')
+    with pytest.raises(UsageError, match="n has no rows of split 'test'; it has: no splits"):
+        compare(tmp_path/'n', split='test')

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from small_experiments import REPO
+from small_experiments import REPO, notebook
 
 from softnce.runs.sweeps import Plan
 
@@ -67,3 +67,27 @@ def test_on_two_cores(tmp_path):
     code, out = make()
     assert code == 0 and json.loads(done('walks')[0].read_text())['mean'] == pytest.approx(mean+1, abs=1e-12)
     assert len(list(tmp_path.glob('runs/walk/.changed/*/metrics.json'))) == 2
+
+
+@pytest.mark.slow
+def test_names_with_spaces_and_signs_and_data_that_is_missing(tmp_path):
+    "A notebook, or the folder of runs, with a space or a sign; -n says what is missing, and a real start stops there."
+    copy(tmp_path, 'Snakefile')
+    work = "from softnce.runs import this_run\nthis_run().save_metrics(dict(v=x))"
+    for name in ('my a+b', 'walk'): notebook(tmp_path/f'{name}.ipynb', work, params='x = 1.0')
+    parts = [{'notebook': f'{n}.ipynb', 'grid': {'x': [1, 2]}} for n in ('my a+b', 'walk')]
+    (tmp_path/'c.yaml').write_text(yaml.safe_dump({'targets': {'t': parts}, 'out': 'my runs'}))
+    code, out = snakemake('--cores', 1, '--configfile', 'c.yaml', cwd=tmp_path)
+    assert code == 0 and len(list(tmp_path.glob('my runs/*/*/metrics.json'))) == 4, out
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ['.snakemake', 'my runs']
+    nb = nbformat.read(tmp_path/'walk.ipynb', 4)
+    cell = "if x > 2: raise FileNotFoundError(2, 'No such folder', 'images')"
+    nb.cells.append(nbformat.v4.new_code_cell(cell, metadata={'tags': ['preflight']}))
+    nbformat.write(nb, tmp_path/'walk.ipynb')
+    parts[1]['grid']['x'] = [3]
+    (tmp_path/'c.yaml').write_text(yaml.safe_dump({'targets': {'t': parts[1]}, 'out': 'my runs'}))
+    message = "1 run cannot start: walk: No such folder: 'images'"
+    code, out = snakemake('-n', '--configfile', 'c.yaml', cwd=tmp_path)
+    assert code == 0 and message in out
+    code, out = snakemake('--cores', 1, '--configfile', 'c.yaml', cwd=tmp_path)
+    assert code == 1 and f'nothing was started: {message}' in out and len(list(tmp_path.glob('my runs/walk/*'))) == 2

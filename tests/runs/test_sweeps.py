@@ -1,17 +1,17 @@
 "softnce.runs.sweeps: grids, the runs behind a figure, and many runs with failures, sharing and stop signals."
-import os, re, subprocess, time
+import re, subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from small_experiments import COMMAND, REPO, START, notebook, wait_for
+from small_experiments import COMMAND, REPO, START, cli, notebook, wait_for
 
 import softnce.runs.sweeps as sweeps
 from softnce.runs.execute import RunFailed, run_experiment
-from softnce.runs.experiment import UsageError, resolve, run_id
-from softnce.runs.locks import lock
-from softnce.runs.sweeps import Plan, grid, needs, run_all, run_dir, runs_root, status
+from softnce.runs.experiment import resolve, run_id
+from softnce.runs.sweeps import Plan, grid, needs, run_all, run_dir, runs_root
+from softnce.runs.values import UsageError
 
 SQUARE = ["with open(log, 'a') as f: f.write(f'{x}\\n')\nif x < 0: raise ValueError(f'x is {x}')\n"
           "run.save_metrics({'square': x*x})"]
@@ -145,6 +145,93 @@ def test_plan(tmp_path, monkeypatch):
     assert plan.code_hash('square', id) != before
 
 
+def with_preflight(path, cell):
+    "The notebook with a cell tagged `preflight` after its parameters."
+    import nbformat
+    from nbformat.v4 import new_code_cell
+    nb = nbformat.read(path, 4)
+    nb.cells.insert(2, new_code_cell(cell, metadata={'tags': ['preflight']}))
+    nbformat.write(nb, path)
+    return path
+
+
+def test_run_all_makes_all_checks_first(tmp_path):
+    path = with_preflight(square(tmp_path), "if x > 5: raise ValueError(f'x must be at most 5, got {x}')")
+    with pytest.raises(UsageError, match='square: x must be at most 5, got 6.0'):
+        run_all(path, grid(x=[1, 6]), tmp_path/'runs')
+    assert not (tmp_path/'runs').exists()
+
+
+def test_a_figure_is_checked_with_what_it_needs(tmp_path):
+    "Before its kernel starts, in one line; a finished figure needs nothing."
+    path = with_preflight(square(tmp_path), "if x > 5: raise ValueError(f'x must be at most 5, got {x}')")
+    notebook(tmp_path/'fig.ipynb', START, params="xs = [1]", runs=f"needs = {{{str(path)!r}: grid(x=xs)}}")
+    done = cli('run', 'fig.ipynb', '-p', 'xs=[1, 6]', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == 'softnce: square: x must be at most 5, got 6.0\n'
+    assert not (tmp_path/'runs').exists()
+    folder = tmp_path/'runs'/'fig'/run_id('fig', {'xs': [1, 6]})
+    folder.mkdir(parents=True)
+    for name, text in (('metrics.json', '[]'), ('params.yaml', 'xs: [1, 6]')): (folder/name).write_text(text)
+    assert cli('run', 'fig.ipynb', '-p', 'xs=[1, 6]', cwd=tmp_path).returncode == 0
+
+
+def test_run_all_refuses_other_data_and_names_a_mix(tmp_path, capsys):
+    data = tmp_path/'data.csv'
+    data.write_text('1')
+    cell = f"from softnce.runs import fingerprint\npreflight = dict(data=fingerprint({str(data)!r}))"
+    path = with_preflight(square(tmp_path), cell)
+    run_all(path, [{'x': 2}], tmp_path/'runs')
+    with_preflight(path, '1+1')
+    assert len(run_all(path, grid(x=[2, 3]), tmp_path/'runs')) == 2
+    assert 'note: not all of these runs were made by the same: the notebook in 2 versions' in capsys.readouterr().out
+    data.write_text('2')
+    with pytest.raises(UsageError, match='has changed: .*data.csv: 1 bytes, .* --restart'):
+        run_all(path, grid(x=[2, 3, 4]), tmp_path/'runs')
+    assert len(list((tmp_path/'runs'/'square').iterdir())) == 2
+
+
+def test_what_keeps_a_plan_from_starting(tmp_path, monkeypatch, capsys):
+    "Only runs that are asked for and not finished count; a message is said once."
+    monkeypatch.chdir(tmp_path)
+    with_preflight(square(tmp_path), "from pathlib import Path\nif x > 1 and not Path('there').exists():\n"
+                                     "    raise FileNotFoundError(2, 'there is no data', 'there')")
+    notebook(tmp_path/'fig.ipynb', START, params="xs = [1]", runs="needs = {'square.ipynb': grid(x=xs)}")
+    plan = Plan({'targets': {'bad': {'notebook': 'fig.ipynb', 'parameters': {'xs': [1, 2, 3]}},
+                             'good': {'notebook': 'square.ipynb'}}})
+    line, = plan.problems()
+    assert line.startswith("2 runs cannot start: square: there is no data: 'there' (square ")
+    assert plan.problems(['good']) == [] and plan.problems(['bad']) == plan.problems(['runs/x/metrics.json']) == [line]
+    settings = lambda targets: SimpleNamespace(targets=targets)
+    workflow = lambda main, *targets: SimpleNamespace(is_main_process=main, dag_settings=settings(targets))
+    assert sweeps.say_problems(plan, workflow(True)) == [line] and capsys.readouterr().err == f'softnce: {line}\n'
+    assert sweeps.say_problems(plan, workflow(False)) == sweeps.say_problems(plan, workflow(True, 'good')) == []
+    assert not capsys.readouterr().err and not (tmp_path/'runs').exists()
+    id = run_id('square', {'x': 2., 'log': str(tmp_path/'log')})
+    (tmp_path/'runs'/'square'/id).mkdir(parents=True)
+    (tmp_path/'runs'/'square'/id/'metrics.json').write_text('[]')
+    assert plan.problems()[0].startswith('1 run cannot start: ')
+
+
+def test_numbers_of_a_config(tmp_path):
+    "Snakemake reads YAML 1.1, in which 1e-3 is text."
+    path = str(notebook(tmp_path/'n.ipynb', START, params="lr = None\nname = 'a'"))
+    plan = Plan({'targets': {'t': {'notebook': path, 'parameters': {'lr': '1e-3', 'name': '1e-3'}}}})
+    assert plan.targets['t'] == [('n', run_id('n', {'lr': .001, 'name': '1e-3'}))]
+
+
+@pytest.mark.parametrize('name, out', [
+    ('a{b', 'runs'), ('n', 'a{b}'), ('n', '~/runs'), ("it's", 'runs'), ('n', 'a\\b')])
+def test_names_that_snakemake_misreads(tmp_path, name, out):
+    path = str(notebook(tmp_path/f'{name}.ipynb', START))
+    with pytest.raises(UsageError, match='must not contain'): Plan({'targets': {'t': {'notebook': path}}, 'out': out})
+
+
+def test_names_are_no_patterns(tmp_path):
+    path = str(notebook(tmp_path/'a+b (1).ipynb', START))
+    plan = Plan({'targets': {'t': {'notebook': path}}, 'out': 'my runs'})
+    assert re.fullmatch(plan.names(False), 'a+b (1)') and not re.fullmatch(plan.names(False), 'aab 1')
+
+
 @pytest.mark.parametrize('config, message', [
     ({'targets': {'f': {'notebook': 'nothing'}}}, "no experiment 'nothing'"),
     ({'targets': {}, 'seeds': 1}, "config has no key 'seeds'; it has targets, resources, out"),
@@ -182,44 +269,6 @@ def test_processes_are_gpus(tmp_path):
     targets = {'a': {'notebook': path, 'parameters': {'processes': 8}}, 'b': {'notebook': path}}
     plan = Plan({'targets': targets, 'resources': {'n': {'gpu': 1}}})
     assert [plan.resource('gpu', 0)(wildcards(key)) for key, in plan.targets.values()] == [8, 1]
-
-
-def test_status(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    path = square(tmp_path)
-    (tmp_path/'plan.yaml').write_text("targets:\n  a: {notebook: square.ipynb, parameters: {x: 3, log: ''}}\n"
-                                      "  b: {notebook: square.ipynb, parameters: {x: 2}}\n")
-    with pytest.raises(RunFailed): run_all(path, grid(x=[2, -1]), 'runs')
-    stopped, killed, running = [tmp_path/'runs'/'square'/(i*8) for i in '123']
-    logs = {stopped: '[2026-01-01 00:00:00] run square 1: 3 cells, in x\n'
-                     '[2026-01-01 00:00:10] run square 1: stopped and unfinished\n'
-                     '[2026-01-01 00:10:00] run square 1: 3 cells, resuming in x\n'
-                     '[2026-01-01 01:10:05] run square 1: stopped and unfinished\n',
-            killed: '[2026-01-01 00:00:00] run square 2: 3 cells, in x\n',
-            running: time.strftime('[%F %T] run square 3: 3 cells, in x\n')}
-    for folder, text in logs.items():
-        folder.mkdir()
-        (folder/'log.txt').write_text(text)
-        (folder/'params.yaml').write_text('x: 1\n')
-    (stopped/'history.csv').write_text('seed,epoch,loss\n0,1,.5\n0,2,.123456\n')
-    with lock(running): df, failures = status('runs', 'plan.yaml')
-    by = df.set_index('id')
-    id = lambda x, log=str(tmp_path/'log'): run_id('square', {'x': x, 'log': log})
-    want = {id(2.): 'done', id(-1.): 'failed', '1'*8: 'stopped', '2'*8: 'killed', '3'*8: 'running',
-            id(3., ''): 'missing'}
-    assert by['state'].to_dict() == want
-    assert by['seconds']['1'*8] == 10+3605 and by['last']['1'*8] == 'seed=0 epoch=2 loss=0.1235'
-    assert f'process {os.getpid()} on' in by['note']['3'*8]
-    failed, = failures
-    assert want[failed] == 'failed' and by['note'][failed] == 'square.ipynb, cell 3 of 3: ValueError: x is -1.0'
-    assert failures[failed].endswith('ValueError: x is -1.0')
-    sweeps.show_status('runs', 'plan.yaml', False)
-    out = capsys.readouterr().out
-    assert '6 runs: ' in out and '1 missing' in out and '1:00:15' in out
-    assert 'softnce status --errors shows the tracebacks' in out
-    sweeps.show_status('runs', None, True)
-    assert capsys.readouterr().out.endswith('ValueError: x is -1.0\n')
-    with pytest.raises(UsageError, match="there is no run in 'nowhere'"): status('nowhere')
 
 
 # ---- Slurm, as its programs answer

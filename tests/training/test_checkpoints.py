@@ -24,17 +24,85 @@ def test_checkpoint_is_replaced_in_one_step(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): save_checkpoint(dict(v=2), path)  # killed after writing, before renaming
     assert load_checkpoint(path) == dict(v=1)
     monkeypatch.undo()
-    monkeypatch.setattr(checkpoints.torch, 'save', lambda s, p: (open(p, 'wb').write(b'half'), 1/0))
+    monkeypatch.setattr(checkpoints.torch, 'save', lambda s, f: (f.write(b'half'), 1/0))
     with pytest.raises(ZeroDivisionError): save_checkpoint(dict(v=3), path)  # killed while writing
     assert load_checkpoint(path) == dict(v=1)
     monkeypatch.undo()
     save_checkpoint(dict(v=4), path)  # a leftover is in nobody's way
-    assert load_checkpoint(path) == dict(v=4) and os.listdir(tmp_path/'a') == ['last.pt']
+    assert load_checkpoint(path) == dict(v=4) and sorted(os.listdir(tmp_path/'a')) == ['last.pt', 'last.pt.before']
 
 
 def test_checkpoint_loads_without_running_code(tmp_path):
     save_checkpoint(dict(f=os.getcwd), tmp_path/'x.pt')
-    with pytest.raises(pickle.UnpicklingError): load_checkpoint(tmp_path/'x.pt')
+    torch.save(dict(f=os.getcwd), tmp_path/'y.pt')  # without a checksum
+    for name in ('x.pt', 'y.pt'):
+        with pytest.raises(pickle.UnpicklingError): load_checkpoint(tmp_path/name)
+    assert sorted(os.listdir(tmp_path)) == ['x.pt', 'y.pt']  # refused, not damaged
+
+
+def steps(path, *numbers):
+    for n in numbers: save_checkpoint(dict(step=n, weight=torch.arange(500.)), path)
+
+
+@pytest.mark.parametrize('where', [0, 3, 100, 1500, 2500, -400, -100, -82, -5])  # headers, tensors, checksum
+def test_a_flipped_byte_is_found(where, tmp_path):
+    "torch itself reads a flipped byte of a tensor without a word."
+    path = tmp_path/'last.pt'
+    steps(path, 1, 2)
+    damaged = bytearray(path.read_bytes())
+    damaged[where] ^= 1
+    path.write_bytes(damaged)
+    said = r'last.pt is damaged: .*It is now last.pt.damaged-\w{8}; going on from the one before'
+    with pytest.warns(UserWarning, match=said): assert load_checkpoint(path)['step'] == 1
+    aside, = tmp_path.glob('*.damaged-*')
+    assert aside.read_bytes() == damaged and load_checkpoint(path)['step'] == 1  # without a word from now on
+    steps(path, 3)
+    assert load_checkpoint(path)['step'] == 3 and len(os.listdir(tmp_path)) == 3
+
+
+@pytest.mark.parametrize('left', [0, 10, 700, -90])
+def test_half_a_file_is_found(left, tmp_path):
+    path = tmp_path/'last.pt'
+    steps(path, 1, 2)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.warns(UserWarning, match='going on from the one before'): assert load_checkpoint(path)['step'] == 1
+
+
+def test_no_whole_checkpoint_is_none(tmp_path):
+    path = tmp_path/'last.pt'
+    steps(path, 1, 2)
+    for p in (path, tmp_path/'last.pt.before'): p.write_bytes(b'x'+p.read_bytes()[1:])
+    with pytest.warns(UserWarning, match='no whole checkpoint before it'): assert load_checkpoint(path) is None
+    assert load_checkpoint(path) is None and list(tmp_path.glob('last.pt.damaged-*'))
+
+
+def test_a_file_without_checksum_is_read(tmp_path):
+    torch.save(dict(step=1), tmp_path/'old.pt')
+    assert load_checkpoint(tmp_path/'old.pt') == dict(step=1)
+    save_checkpoint(dict(step=2), tmp_path/'new.pt')
+    assert torch.load(tmp_path/'new.pt', weights_only=True) == dict(step=2)  # by anyone
+
+
+@pytest.mark.parametrize('size', [10, 100_000])  # it fails at the end, or in the middle
+def test_a_full_disk_is_an_os_error(size, tmp_path):
+    "torch itself says `unexpected pos`."
+    path = tmp_path/'last.pt'
+    steps(path, 1)
+    path.with_name('last.pt.part').symlink_to('/dev/full')
+    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: '.*last.pt'"):
+        save_checkpoint(dict(weight=torch.zeros(size)), path)
+    assert os.listdir(tmp_path) == ['last.pt'] and load_checkpoint(path)['step'] == 1
+    steps(path, 2)
+    assert load_checkpoint(path)['step'] == 2
+
+
+def test_without_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.os, 'link', lambda *a: (_ for _ in ()).throw(PermissionError))
+    path = tmp_path/'last.pt'
+    steps(path, 1, 2)
+    path.write_bytes(b'')
+    with pytest.warns(UserWarning, match='damaged'): assert load_checkpoint(path)['step'] == 1
+    assert len(os.listdir(tmp_path)) == 3
 
 
 # ---- resumption
@@ -101,6 +169,22 @@ def test_a_checkpoint_of_other_settings_is_refused(splits, tmp_path):
     fit(*job('hard', splits), TrainConfig(epochs=2, checkpoint_dir=tmp_path))
     with pytest.raises(ValueError, match='lr: 0.001 -> 0.01'):
         fit(*job('hard', splits), TrainConfig(epochs=2, lr=.01, checkpoint_dir=tmp_path))
+
+
+@pytest.mark.parametrize('keep', [lambda c: c[:-500], lambda c: bytes([*c[:400], c[400] ^ 8, *c[401:]])],
+                         ids=['half', 'flipped'])
+def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(keep, splits, tmp_path):
+    last = fit(*(whole := job('queue', splits)), TrainConfig(epochs=4))
+    config = TrainConfig(epochs=4, checkpoint_dir=tmp_path)
+    def at_epoch(row):
+        if row['epoch'] == 4: raise Killed
+    with pytest.raises(Killed): fit(*job('queue', splits), config, on_epoch=at_epoch)
+    path = tmp_path/'last.pt'
+    path.write_bytes(keep(path.read_bytes()))
+    again, rows = job('queue', splits), []
+    with pytest.warns(UserWarning, match='last.pt is damaged'):
+        assert fit(*again, config, on_epoch=rows.append) == last
+    assert torch.equal(weights(whole[0]), weights(again[0])) and [r['epoch'] for r in rows] == [3, 4]
 
 
 def test_killed_processes_end_bit_identical(splits, tmp_path):
