@@ -322,7 +322,8 @@ def join_sparse(batches):
     weights = [padded(b.weights) for b in batches]
     eps = [b.epsilon for b in batches]
     if all(isinstance(e, (int, float)) and e == eps[0] for e in eps): eps = eps[0]
-    else: eps = torch.cat([torch.as_tensor(e).to(w).expand(len(w)) for e, w in zip(eps, weights)])
+    else: eps = torch.cat([torch.as_tensor(e, dtype=w.dtype, device=w.device).expand(len(w))
+                          for e, w in zip(eps, weights)])
     indices = torch.cat([padded(b.indices) for b in batches])
     return SparseTargets(indices, torch.cat(weights), eps, classes.pop(), validate=False)
 

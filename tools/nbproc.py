@@ -1,7 +1,9 @@
 "What the site does to a notebook beyond nbdev: used by docs.py and nbfilter.py."
 import ast, re
+from functools import cache
 
 from execnb.nbio import mk_cell
+from common import notebooks, read
 from nbdev import processors
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
@@ -41,13 +43,26 @@ class add_bodies(Processor):
             cells.insert(i+1, mk_cell(txt, "markdown"))
 
 
+@cache
+def entries():
+    "Anchors of the names that have an entry on the site: functions and classes of cells marked `export`."
+    cells = [c["source"] for path in notebooks() for c in read(path)["cells"] if c["cell_type"] == "code"]
+    public = "\n".join(c for c in cells if re.search(r"^#\|\s*export\b", c, re.M))
+    return {name.lower() for name in re.findall(r"^(?:def|class) (\w+)", public, re.M)}
+
+
+def linked(text):
+    "nbdev's links to what stands in backticks, where that has an entry: helpers and methods have none."
+    def keep(m): return m[0] if m[2].lower() in entries() else m[1]
+    return re.sub(r"\[(`[^`\]]+`)\]\([^)\s]*\.html#([\w.]+)\)", keep, NbdevLookup().linkify(text))
+
+
 def add_links(cell):
     "nbdev's links to the entries of what stands in backticks, but none inside the code of a signature."
-    look = NbdevLookup()
-    if cell.cell_type == "markdown": cell.source = look.linkify(cell.source)
+    if cell.cell_type == "markdown": cell.source = linked(cell.source)
     for o in cell.get("outputs", []):
         if "text/markdown" in o.get("data", {}):
-            o.data["text/markdown"] = look.linkify("".join(o.data["text/markdown"])).splitlines(True)
+            o.data["text/markdown"] = linked("".join(o.data["text/markdown"])).splitlines(True)
 
 
 def page_after_file(cell):
