@@ -188,8 +188,9 @@ def test_sparse_sums_with_shares_of_the_mean(dtype, N, M, K, S):
 
 @pytest.mark.parametrize('one_weight', [False, True])
 def test_many_candidates_of_a_class_and_of_a_row(one_weight):
-    "Candidates in parts that are joined; a class's entries in blocks."
+    "Candidates in parts that are joined, the largest last; a class's entries in blocks."
     x, ids, w = o.sparse_case(2, 600, 4, 2, one_weight)
+    x, ids = x + 3*torch.arange(4), ids.sort(0)[0]
     candidates = [o.target(ids[m], w[m], 0., 4) for m in range(600)]
     rows = to(ids, F64), to(w, F64)
     for in_batch in (True, False):
