@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import FAR, LOW, centred, empty_gradient, in_full, own_score, row_blocks
-from .operators import check_floats, check_rows, differentiable
+from .operators import check_floats, check_rows, differentiable, triton_for
 from .sums import subtract_own
 
 # %% ../../nbs/contrast/expected_sums.ipynb #5c51026b
@@ -104,8 +104,8 @@ def expected_sums_torch(logits, ids, weights, share, probs, offset, label, label
 def expected_sums_op(logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None, probs:Tensor|None,
                      offset:Tensor, label:Tensor|None, label_offset:Tensor|None, log_eta:Tensor|None, scale:float,
                      with_grad:bool)->tuple[Tensor, Tensor]:
-    args = ids, weights, share, probs, offset, label, label_offset, log_eta, scale, with_grad
-    return expected_sums_torch(logits, *args)
+    run = kernels.expected_sums if (kernels := triton_for(logits)) else expected_sums_torch
+    return run(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, with_grad)
 
 # %% ../../nbs/contrast/expected_sums.ipynb #1c95ee39
 def expected_sums(logits:Tensor,            # `(N, K)`

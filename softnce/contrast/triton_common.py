@@ -23,8 +23,9 @@ from functools import wraps
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .layout import LOW
+from softnce.contrast.layout import LOW, in_full
 
 # %% ../../nbs/contrast/triton_common.ipynb #e0603444
 @triton.jit
@@ -59,6 +60,13 @@ def largest_of_row(row, K, end, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
     return tl.where(top == float('-inf'), 0., top)
 
 @triton.jit
+def block_scores(row, start, K, top, scale, LOG_ETA, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
+    "A block of classes, which exist, and their scores."
+    k = start + tl.arange(0, BLOCK)
+    l = tl.load(row + k, mask=k < K, other=float('-inf'))
+    return k, k < K, scores_at(l, k, k < K, top, scale, LOG_ETA, DTYPE)
+
+@triton.jit
 def own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DTYPE:tl.constexpr):
     "The own score of a row from the classes of its target."
     own = tl.full((), 0., DTYPE)
@@ -76,9 +84,10 @@ NEXT_BLOCKS = {4: (2**12, 8), 8: (2**11, 16)} # numbers and warps for longer row
 
 def row_block(width:int,    # numbers in a row
               itemsize:int, # bytes of one in the precision of computation
+              part:int=1,   # of a kernel that needs as many times the registers of the others
              )->tuple:      # numbers a program holds at once, and its warps
     "All of a row with 8 numbers a thread (16 for the longest), or a block of it."
-    if width > ONE_BLOCK[itemsize]: return NEXT_BLOCKS[itemsize]
+    if width > ONE_BLOCK[itemsize]//part: return NEXT_BLOCKS[itemsize]
     block = triton.next_power_of_2(width)
     return block, max(1, min(32, block//256))
 
@@ -87,6 +96,17 @@ def alignment(*widths): return min(16, *(w & -w for w in widths))  # the largest
 def precision(x): return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 def by_row(x): return x if x is None or x.stride(1) == 1 else x.contiguous()
+
+def stored(x): return None if x is None else x.contiguous()
+
+def row_options(x:Tensor,    # `(n, width)` of any row stride
+                part:int=1,  # as for `row_block`
+               )->dict:      # constants of a launch
+    "What a kernel of a row is compiled for."
+    width = x.shape[1]
+    block, warps = row_block(width, in_full(x.dtype).itemsize, part)
+    return dict(DTYPE=precision(x), ALIGN=alignment(width, x.stride(0)), ONE=width <= block, BLOCK=block,
+                num_warps=warps)
 
 # %% ../../nbs/contrast/triton_common.ipynb #9096e718
 def on_its_device(call):

@@ -24,9 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import empty_gradient, in_full
-from .triton_candidates import as_stored, bag_sums, join_parts, pieces, row_constants
-from .triton_common import FLOOR, by_row, exactly, on_its_device, online, scores_at
+from softnce.contrast.layout import empty_gradient, in_full
+from softnce.contrast.triton_candidates import Sparse, bag_sums, join_parts, pieces, row_constants
+from softnce.contrast.triton_common import FLOOR, by_row, exactly, on_its_device, online, scores_at, stored
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #fac4ae11
 @triton.jit(do_not_specialize=['M'])
@@ -44,52 +44,68 @@ def pair_exponentials(row, at, k, mask, top, best, w, scale, LOG_ETA):
     l = tl.load(row + (at + k), mask=mask, other=float('-inf'))
     return tl.exp(w*(scores_at(l, k, mask, top, scale, LOG_ETA, tl.float32) - best))
 
-@triton.jit(do_not_specialize=['N', 'half_stride', 'grad_stride'])
-def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST, TOPS, ZS, Z, HALF, GRAD, N, K, stride,
-                own_stride, half_stride, grad_stride, scale:tl.float64, FIRST:tl.constexpr, OWN_S:tl.constexpr,
-                IN_BATCH:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_J:tl.constexpr):
-    "Sums (FIRST) or gradients of a block of rows and a block of classes, these as the first or the second of a pair."
-    blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, tl.float32)
-    block = tl.program_id(0) % blocks  # neighbours share their rows
-    first = (tl.program_id(0)//blocks).to(tl.int64)*BLOCK_N
-    rows = first + tl.arange(0, BLOCK_N)
-    in_rows, k = rows < N, block*BLOCK_K + tl.arange(0, BLOCK_K)
-    row, here = L + first*stride, in_rows[:, None] & (k < K)[None, :]
-    at = tl.arange(0, BLOCK_N)[:, None]*stride  # from the first row on, 32 bits do and take half the registers
-    top = tl.load(LARGEST + rows, mask=in_rows, other=0.)[:, None]
-    best = tl.load(BEST + rows, mask=in_rows, other=0.)[:, None]
-    mine, other = tl.load(W + (0 if FIRST else 1)), tl.load(W + (1 if FIRST else 0))
-    C = COUNTS + (K*K if FIRST else 0)  # by the other class
-    if IN_BATCH:
-        own_mine = tl.load(OWN_IDS + 2*rows + (0 if FIRST else 1), mask=in_rows, other=-1)[:, None].to(tl.int32)
-        own_other = tl.load(OWN_IDS + 2*rows + (1 if FIRST else 0), mask=in_rows, other=-1)[:, None].to(tl.int32)
-    sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+@triton.jit
+def own_pairs(rows, in_rows, OWN_IDS, MINE:tl.constexpr):
+    "Of each row's own pair, the class on one side and that on the other `(n, 1)`."
+    mine = tl.load(OWN_IDS + 2*rows + MINE, mask=in_rows, other=-1)
+    other = tl.load(OWN_IDS + 2*rows + 1-MINE, mask=in_rows, other=-1)
+    return mine[:, None].to(tl.int32), other[:, None].to(tl.int32)
+
+@triton.jit
+def pair_products(row, at, k, rows, in_rows, top, best, w, scale, LOG_ETA, C, OWN_IDS, K, MINE:tl.constexpr,
+                  IN_BATCH:tl.constexpr, BLOCK_J:tl.constexpr):
+    "Sums over the other class of a pair `(n, k)`: C counts pairs by other class and class; without a row's own pair."
+    sums = tl.zeros((rows.shape[0], k.shape[0]), tl.float32)
+    if IN_BATCH: own_mine, own_other = own_pairs(rows, in_rows, OWN_IDS, MINE)
     for start in range(0, K, BLOCK_J):
         j = start + tl.arange(0, BLOCK_J)
         mask = in_rows[:, None] & (j < K)[None, :]
-        e = pair_exponentials(row, at, j[None, :], mask, top, best, other, scale, LOG_ETA)
+        e = pair_exponentials(row, at, j[None, :], mask, top, best, w, scale, LOG_ETA)
         if IN_BATCH: e = tl.where(j[None, :] == own_other, 0., e)
         c = tl.load(C + j[:, None]*K + k[None, :], mask=(j < K)[:, None] & (k < K)[None, :], other=0.)
         sums += tl.dot(e, c, input_precision='tf32x3')
     if IN_BATCH:
-        e = pair_exponentials(row, at, own_other, in_rows[:, None], top, best, other, scale, LOG_ETA)
-        c = tl.load(C + own_other*K + k[None, :], mask=here, other=0.)
+        e = pair_exponentials(row, at, own_other, in_rows[:, None], top, best, w, scale, LOG_ETA)
+        c = tl.load(C + own_other*K + k[None, :], mask=in_rows[:, None] & (k < K)[None, :], other=0.)
         sums += e*tl.where(k[None, :] == own_mine, c - 1., c)
+    return sums
+
+@triton.jit
+def without_own(g, k, rows, in_rows, OWN_IDS, OWN_W, OWN_SHARE, K, own_stride, OWN_S:tl.constexpr):
+    "A gradient `(n, k)` less what classes `k` weigh in the rows' own targets."
+    for c in range(OWN_S):
+        named = tl.load(OWN_IDS + rows*OWN_S + c, mask=in_rows, other=-1)[:, None]
+        w = tl.load(OWN_W + rows*own_stride + c, mask=in_rows, other=0.)[:, None]
+        g -= tl.where(k[None, :] == named, w, 0.)
+    if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + rows, mask=in_rows, other=0.)[:, None]/K
+    return g
+
+# %% ../../nbs/contrast/triton_pairs.ipynb #e20ad799
+@triton.jit(do_not_specialize=['N', 'half_stride', 'grad_stride'])
+def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST, TOPS, ZS, Z, HALF, GRAD, N, K, stride,
+                own_stride, half_stride, grad_stride, scale:tl.float64, MINE:tl.constexpr, OWN_S:tl.constexpr,
+                IN_BATCH:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_J:tl.constexpr):
+    "Of a block of rows and of classes, these first in a pair (MINE=0): sums; second (MINE=1): gradients."
+    blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, tl.float32)
+    block = tl.program_id(0) % blocks  # neighbours share their rows
+    first = (tl.program_id(0)//blocks).to(tl.int64)*BLOCK_N
+    rows, k = first + tl.arange(0, BLOCK_N), block*BLOCK_K + tl.arange(0, BLOCK_K)
+    in_rows, here = rows < N, (rows < N)[:, None] & (k < K)[None, :]
+    row, at = L + first*stride, tl.arange(0, BLOCK_N)[:, None]*stride  # 32 bits do from there on, in half the registers
+    top = tl.load(LARGEST + rows, mask=in_rows, other=0.)[:, None]
+    best = tl.load(BEST + rows, mask=in_rows, other=0.)[:, None]
+    mine, other = tl.load(W + MINE), tl.load(W + 1-MINE)
+    sums = pair_products(row, at, k, rows, in_rows, top, best, other, scale, LOG_ETA, COUNTS + (1-MINE)*K*K, OWN_IDS, K,
+                         MINE, IN_BATCH, BLOCK_J)
     sums *= pair_exponentials(row, at, k[None, :], here, top, best, mine, scale, LOG_ETA)
-    half = k.to(tl.int64)[None, :]*half_stride + rows[:, None]
-    if FIRST:
-        sums = tl.where(here, sums, 0.)
-        out = block.to(tl.int64)*N + rows
-        tl.store(ZS + out, tl.sum(sums, 1), mask=in_rows)
+    half, out = k.to(tl.int64)[None, :]*half_stride + rows[:, None], block.to(tl.int64)*N + rows
+    if MINE == 0:
+        tl.store(ZS + out, tl.sum(tl.where(here, sums, 0.), 1), mask=in_rows)
         tl.store(TOPS + out, tl.sum(best*(mine + other), 1), mask=in_rows)
         if HALF is not None: tl.store(HALF + half, mine*sums, mask=here)
     else:
         g = (tl.load(HALF + half, mask=here, other=0.) + mine*sums)/tl.load(Z + rows, mask=in_rows, other=1.)[:, None]
-        for c in range(OWN_S):
-            named = tl.load(OWN_IDS + rows*OWN_S + c, mask=in_rows, other=-1)[:, None]
-            w = tl.load(OWN_W + rows*own_stride + c, mask=in_rows, other=0.)[:, None]
-            g -= tl.where(k[None, :] == named, w, 0.)
-        if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + rows, mask=in_rows, other=0.)[:, None]/K
+        g = without_own(g, k, rows, in_rows, OWN_IDS, OWN_W, OWN_SHARE, K, own_stride, OWN_S)
         tl.store(GRAD + k.to(tl.int64)[None, :]*grad_stride + rows[:, None], scale*g, mask=here)
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #99e774ca
@@ -157,7 +173,7 @@ def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch
         0 if half is None else half.stride(1),
         0 if gradient is None else gradient.stride(1),
         scale,
-        FIRST=z is None,
+        MINE=0 if z is None else 1,
         OWN_S=own.ids.shape[1],
         IN_BATCH=in_batch,
         **PAIR_BLOCKS)
@@ -221,3 +237,7 @@ def sparse_sums(logits, ids, weights, share, own_ids, own_weights, own_share, lo
     by_pairs = one_weight and ids.shape[1] == 2 and share is None and use_pairs(ids.shape[0], K, logits.dtype)
     run = pair_sums if by_pairs else bag_sums
     return run(logits, candidates, own, log_eta, scale, in_batch, with_grad)
+
+def as_stored(ids, weights, share):
+    "`Sparse` as the kernels read it: one row of weights, shown many times, stays one."
+    return Sparse(ids.contiguous(), by_row(weights), stored(share))

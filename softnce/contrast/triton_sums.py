@@ -5,20 +5,24 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/contrast/triton_sums.ipynb #5f9b1040
+# %% ../../nbs/contrast/triton_sums.ipynb #0dc51029
 __doc__ = """The sums of `softnce.contrast.sums` as Triton kernels, with the same arguments and the same results.
 
     class_sums            one program a row: log-sum-exps over classes, and their gradient
     sparse_sums           candidates of a few classes: gathers, or matrix products of pairs of classes
+    expected_sums         one program a row: the mean over a draw of the own label
     softmax_without_own   a block of candidate scores becomes its probabilities, in place
 
-Every kernel reads logits in their own precision, takes out the row's largest, and computes in fp32 (fp64 for float64).
-`softnce.contrast.sums` calls them for tensors on a card; `set_backend('triton')` calls them anywhere, without a card
-through the interpreter (`TRITON_INTERPRET=1`, set before the first import).
+The sums call them for tensors on a card, and `set_backend('triton')` anywhere: without a card through the interpreter
+(`TRITON_INTERPRET=1`, set before the first import).
 
->>> from softnce.contrast.triton_common import row_block
->>> row_block(1000, 4)  # numbers a program holds at once of a row of 1000 in fp32, and its warps
-(1024, 4)
+>>> import os, torch
+>>> if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
+>>> from softnce.contrast import class_sums, set_backend
+>>> device = 'cuda' if torch.cuda.is_available() else 'cpu'
+>>> s, y, one = (x.to(device) for x in (torch.zeros(1, 4), torch.tensor([[2]]), torch.ones(1, 1)))
+>>> with set_backend('triton'): class_sums(s, y, one).cpu()  # log 4
+tensor([1.3863])
 """
 
 # %% ../../nbs/contrast/triton_sums.ipynb #456ccd51
@@ -26,10 +30,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import empty_gradient, in_full
-from .triton_common import (FLOOR, alignment, by_row, exactly, largest_of_row, masked, on_its_device,
-                                            online, own_of_row, precision, row_block, scores_at)
-from .triton_pairs import sparse_sums # noqa: F401, the sums ask this page for all kernels
+from softnce.contrast.layout import FAR, empty_gradient, in_full
+from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, on_its_device,
+                                            online, own_of_row, row_options, scores_at, stored)
+from softnce.contrast.triton_pairs import sparse_sums as sparse_sums  # the sums ask this page for all kernels
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
 @triton.jit
@@ -39,6 +43,15 @@ def inside(s, k, there, i, t, OFFSET, first, OWN_OFFSET, IDS, S:tl.constexpr):
     if OFFSET is not None: u += tl.load(OFFSET + first + k, mask=there, other=0.)
     if OWN_OFFSET is not None: u = tl.where(k == tl.load(IDS + i*S), t*s + tl.load(OWN_OFFSET + i), u)
     return tl.where(there, u, float('-inf'))
+
+@triton.jit
+def own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S:tl.constexpr, DTYPE:tl.constexpr):
+    "What classes `k` weigh in the row's own target."
+    own = tl.zeros((k.shape[0],), DTYPE)
+    if PROBS is not None: own += tl.load(PROBS + i*K + k, mask=there, other=0.)
+    if IDS is not None:
+        for c in range(S): own += tl.where(k == tl.load(IDS + i*S + c), tl.load(W + i*w_stride + c), 0.)
+    return own
 
 # %% ../../nbs/contrast/triton_sums.ipynb #0007e64a
 @triton.jit
@@ -54,9 +67,7 @@ def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, TOTAL, GR
     top2, z2 = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
     sum_s, own = tl.full((), 0., DTYPE), tl.full((), 0., DTYPE)
     for start in range(0, end, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        there = k < K
-        s = scores_at(tl.load(row + k, mask=there, other=float('-inf')), k, there, top, scale, LOG_ETA, DTYPE)
+        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
         if SHARE is not None: sum_s += tl.sum(tl.where(there, s, 0.), 0)
         if PROBS is not None: own += tl.sum(tl.load(PROBS + i*K + k, mask=there, other=0.)*s, 0)
         top1, z1 = online(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S), top1, z1)
@@ -66,14 +77,10 @@ def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, TOTAL, GR
     if SHARE is not None: share = tl.load(SHARE + i)/K
     if GRAD is not None:
         for start in range(0, end, BLOCK):
-            k = start + tl.arange(0, BLOCK)
-            there = k < K
-            s = scores_at(tl.load(row + k, mask=there, other=float('-inf')), k, there, top, scale, LOG_ETA, DTYPE)
+            k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
             g = t1*tl.exp(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S) - top1)/z1 - share
             if TWO: g += t2*tl.exp(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S) - top2)/z2
-            if PROBS is not None: g -= tl.load(PROBS + i*K + k, mask=there, other=0.)
-            else:
-                for c in range(S): g -= tl.where(k == tl.load(IDS + i*S + c), tl.load(W + i*w_stride + c), 0.)
+            g -= own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S, DTYPE)
             tl.store(GRAD + i*K + k, scale*g, mask=there)
     total = top1 + tl.log(z1) - masked(own + share*sum_s)
     if TWO: total += top2 + tl.log(z2)
@@ -85,22 +92,21 @@ def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, 
     "Sums and gradient as `class_sums_torch` of `softnce.contrast.sums`. ValueError for more than two exponents."
     (n, K), full = logits.shape, in_full(logits.dtype)
     if len(exponents) not in (1, 2): raise ValueError(f"exponents must be one or two, got {len(exponents)}")
-    logits, weights = by_row(logits), by_row(weights)
+    logits, weights, options = by_row(logits), by_row(weights), row_options(by_row(logits))
     total, gradient = logits.new_empty(n, dtype=full), empty_gradient(logits) if with_grad else logits.new_empty(0)
-    align, (block, warps) = alignment(K, logits.stride(0)), row_block(K, full.itemsize)
     class_kernel[(n,)](
         logits,
         log_eta,
-        None if ids is None else ids.contiguous(),
+        stored(ids),
         weights,
-        None if share is None else share.contiguous(),
-        None if probs is None else probs.contiguous(),
-        None if offset is None else offset.contiguous(),
-        None if own_offset is None else own_offset.contiguous(),
+        stored(share),
+        stored(probs),
+        stored(offset),
+        stored(own_offset),
         total,
         gradient if with_grad else None,
-        K//align,
-        logits.stride(0)//align,
+        K//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
         0 if weights is None else weights.stride(0),
         K if offset is not None and offset.shape[0] > 1 else 0,
         scale,
@@ -108,11 +114,118 @@ def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, 
         exponents[-1],
         S=0 if ids is None else ids.shape[1],
         TWO=len(exponents) == 2,
-        DTYPE=precision(logits),
-        ALIGN=align,
-        ONE=K <= block,
-        BLOCK=block,
-        num_warps=warps)
+        **options)
+    return total, gradient
+
+# %% ../../nbs/contrast/triton_sums.ipynb #07e495fd
+MOST = tl.constexpr(FAR)  # of one class's term: such a term is that of a masked class
+
+@triton.jit
+def pull(a, s, log_z):
+    "Of classes with weights `a` and scores `s`: a times the sigmoid of log Z - s, and a log(1 + Z/exp s)."
+    d = log_z - s
+    y = tl.exp(-tl.abs(d))
+    u = 1. + y  # log(1+y) with the digits of y, however small
+    term = tl.where(u == 1., y, y*tl.log(u)/tl.where(u == 1., 1., u - 1.)) + tl.where(d < 0., 0., d)
+    return a/(1. + tl.exp(-d)), a*tl.where(term > MOST, MOST, term)
+
+@triton.jit
+def spread_of(k, there, i, share, K, PROBS):
+    "The weights of classes `k` in the part of a target that may lie on every class."
+    if PROBS is not None: return tl.load(PROBS + i*K + k, mask=there, other=0.)
+    return tl.where(there, share/K, 0.)
+
+@triton.jit
+def noise_of_row(row, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, DTYPE:tl.constexpr,
+                 BLOCK:tl.constexpr):
+    "Largest score of a row's noise labels, the first class that has it, and the sum."
+    best, z, at = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE), tl.full((), 0, tl.int32)
+    for start in range(0, end, BLOCK):
+        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+        x = inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1)
+        high = tl.max(x, 0)
+        at = tl.where(high > best, tl.min(tl.where(x == high, k, K), 0), at)
+        best, z = online(x, best, z)
+    return best, at, z
+
+@triton.jit
+def own_pulls(row, i, at, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DTYPE:tl.constexpr):
+    "Loss of the classes of a row's target, and their pulls: in class `at` and in others."
+    loss, at_top, rest = tl.full((), 0., DTYPE), tl.full((), 0., DTYPE), tl.full((), 0., DTYPE)
+    if IDS is not None:
+        for c in range(S):
+            k = tl.load(IDS + i*S + c)
+            s = scores_at(tl.load(row + k), k, k >= 0, top, scale, LOG_ETA, DTYPE)
+            p, term = pull(tl.load(W + i*w_stride + c), s, log_z)
+            loss, at_top, rest = loss + term, at_top + tl.where(k == at, p, 0.), rest + tl.where(k == at, 0., p)
+    return loss, at_top, rest
+
+@triton.jit
+def own_pull_of(k, row, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DTYPE:tl.constexpr):
+    "The pulls of the classes of a row's target, at classes `k`."
+    pulls = tl.zeros((k.shape[0],), DTYPE)
+    if IDS is not None:
+        for c in range(S):
+            own = tl.load(IDS + i*S + c)
+            s = scores_at(tl.load(row + own), own, own >= 0, top, scale, LOG_ETA, DTYPE)
+            pulls += tl.where(k == own, pull(tl.load(W + i*w_stride + c), s, log_z)[0], 0.)
+    return pulls
+
+# %% ../../nbs/contrast/triton_sums.ipynb #e81b451e
+@triton.jit
+def expected_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, LABEL, LABEL_OFFSET, TOTAL, GRAD, K, stride, w_stride,
+                    scale:tl.float64, S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, ONE:tl.constexpr,
+                    BLOCK:tl.constexpr):
+    "Loss and gradient of a row."
+    i, K, scale = tl.program_id(0).to(tl.int64), K*ALIGN, exactly(scale, DTYPE)
+    row, end, share = L + i*stride*ALIGN, BLOCK if ONE else K, tl.full((), 0., DTYPE)
+    if SHARE is not None: share = tl.load(SHARE + i)
+    top = largest_of_row(row, K, end, DTYPE, BLOCK)
+    best, at, z = noise_of_row(row, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, DTYPE, BLOCK)
+    log_z = tl.maximum(best + tl.log(z), FLOOR/10)  # above a masked class, also without noise
+    loss, at_top, rest = own_pulls(row, i, at, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+    others = tl.full((), 0., DTYPE)
+    for start in range(0, end, BLOCK):
+        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+        p, term = pull(spread_of(k, there, i, share, K, PROBS), s, log_z)
+        loss, at_top = loss + tl.sum(tl.where(there, term, 0.), 0), at_top + tl.sum(tl.where(k == at, p, 0.), 0)
+        rest += tl.sum(tl.where(there & (k != at), p, 0.), 0)
+        q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1) - best)/z
+        others += tl.sum(tl.where(k == at, 0., q), 0)
+    if GRAD is not None:
+        for start in range(0, end, BLOCK):
+            k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+            q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1) - best)/z
+            g = q*(at_top + rest) - pull(spread_of(k, there, i, share, K, PROBS), s, log_z)[0]
+            g -= own_pull_of(k, row, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+            tl.store(GRAD + i*K + k, scale*tl.where(k == at, q*rest - at_top*others, g), mask=there)
+    tl.store(TOTAL + i, tl.where(loss > 1e20, float('inf'), loss))
+
+# %% ../../nbs/contrast/triton_sums.ipynb #e2df995e
+@on_its_device
+def expected_sums(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, with_grad):
+    "Losses and gradient as `expected_sums_torch` of `softnce.contrast.expected_sums`."
+    (n, K), full, logits, weights = logits.shape, in_full(logits.dtype), by_row(logits), by_row(weights)
+    total, gradient = logits.new_empty(n, dtype=full), empty_gradient(logits) if with_grad else logits.new_empty(0)
+    options = row_options(logits, part=2)
+    expected_kernel[(n,)](
+        logits,
+        log_eta,
+        stored(ids),
+        weights,
+        stored(share),
+        stored(probs),
+        stored(offset),
+        stored(label),
+        stored(label_offset),
+        total,
+        gradient if with_grad else None,
+        K//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
+        0 if weights is None else weights.stride(0),
+        scale,
+        S=0 if ids is None else ids.shape[1],
+        **options)
     return total, gradient
 
 # %% ../../nbs/contrast/triton_sums.ipynb #727b780a
@@ -144,16 +257,12 @@ def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr,
 def softmax_without_own(u, start):
     "What `softmax_without_own` of `softnce.contrast.sums` computes, of a contiguous block `(n, M)` of scores."
     n, M = u.shape
-    total, align, (block, warps) = u.new_empty(n), alignment(M), row_block(M, u.element_size())
+    total, options = u.new_empty(n), row_options(u)
     softmax_kernel[(n,)](
         u,
         total,
-        M//align,
+        M//options['ALIGN'],
         start or 0,
         HAS_OWN=start is not None,
-        DTYPE=precision(u),
-        ALIGN=align,
-        ONE=M <= block,
-        BLOCK=block,
-        num_warps=warps)
+        **options)
     return total

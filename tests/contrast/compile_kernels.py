@@ -66,6 +66,14 @@ def class_case(dtype, K, S=2, two=False, own=False, probs=False, eta=True, N=3):
                 [.3, .6] if two else [1.], .5, True)
 
 
+def expected_case(dtype, K, S=2, probs=False, N=3):
+    like, ids = torch.ones(N, dtype=full(dtype)), None if probs else torch.zeros(N, S, dtype=torch.long)
+    return Case(triton_sums.expected_sums, torch.zeros(N, K, dtype=dtype), ids,
+                None if probs else torch.ones(N, S, dtype=full(dtype)), None if probs else like,
+                torch.ones(N, K, dtype=full(dtype)) if probs else None, torch.zeros(1, K, dtype=full(dtype)),
+                torch.zeros(N, dtype=torch.long), like, torch.zeros(K, dtype=full(dtype)), .5, True)
+
+
 def sparse_case(dtype, K, S=2, M=40, one=False, share=False, eta=False, N=3):
     ids, w = torch.zeros(M, S, dtype=torch.long), torch.ones(1 if one else M, S, dtype=full(dtype)).expand(M, S)
     share = torch.ones(M, dtype=full(dtype)) if share else None
@@ -81,6 +89,7 @@ CASES = {
     'classes, bf16, K=1000': lambda: class_case(BF16, 1000),
     'classes, fp32, K=16384, two sums': lambda: class_case(F32, 16384, two=True),
     'classes, fp64, K=100000': lambda: class_case(F64, 100_000, two=True),
+    'drawn labels, fp32, K=1000': lambda: expected_case(F32, 1000),
     'pairs, fp32, K=1000': lambda: sparse_case(F32, 1000, M=20_000, one=True),
     'candidates, fp32, S=2': lambda: sparse_case(F32, 1000),
     'candidates, fp32, S=8, share': lambda: sparse_case(F32, 1000, S=8, share=True, eta=True),
@@ -94,6 +103,11 @@ MORE = {
     'classes, fp32, K=100, S=32': lambda: class_case(F32, 100, S=32),
     'classes, fp32, K=100000, two sums': lambda: class_case(F32, 100_000, two=True),
     'classes, fp64, K=4096': lambda: class_case(F64, 4096),
+    'drawn labels, bf16, K=1000, dense': lambda: expected_case(BF16, 1000, probs=True),
+    'drawn labels, fp32, K=8192': lambda: expected_case(F32, 8192),
+    'drawn labels, fp64, K=2048': lambda: expected_case(F64, 2048),
+    'drawn labels, fp32, K=100000': lambda: expected_case(F32, 100_000),
+    'drawn labels, fp64, K=1000': lambda: expected_case(F64, 1000),
     'pairs, bf16, K=1000, log eta': lambda: sparse_case(BF16, 1000, M=20_000, one=True, eta=True),
     'pairs, fp32, K=100': lambda: sparse_case(F32, 100, M=1000, one=True),
     'candidates, bf16, S=2': lambda: sparse_case(BF16, 1000),
@@ -143,7 +157,8 @@ def compile_sizes():
     "Of each kernel: binaries over batches of 64, 33, 32 and 1 rows."
     launches = record_launches()
     for N in (64, 33, 32, 1):
-        for case in (class_case(F32, 1000, N=N), sparse_case(F32, 1000, N=N, M=2*N), product_case(F32, 1024, N=N),
+        for case in (class_case(F32, 1000, N=N), expected_case(F32, 1000, N=N),
+                     sparse_case(F32, 1000, N=N, M=2*N), product_case(F32, 1024, N=N),
                      sparse_case(F32, 20, N=N, M=8*N + 1, one=True)): case()
     print(json.dumps(Counter(name for name, _ in {(name, id(binary)) for name, binary in launches})))
 

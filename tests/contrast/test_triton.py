@@ -22,7 +22,9 @@ import test_scores
 import test_sums
 from literal_sums import F64, INF
 from softnce import soft_target_info_nce
+from softnce.losses import expected_info_nce
 from softnce.contrast import set_backend, triton_candidates, triton_pairs, triton_sums
+from softnce.contrast.expected_sums import expected_sums, expected_sums_torch
 from softnce.contrast.layout import by_class
 from softnce.contrast.sums import class_sums, product_sums, sparse_sums
 
@@ -104,6 +106,54 @@ def test_rows_longer_than_a_program(dtype, stored_by_class):
                 lambda x: literal(x, lambda s: (probs*s).sum(1)), x, dtype=dtype)
 
 
+# ---------------------------------------------------------------- labels that are drawn
+def literal_draw(x, own, counts, label, label_count, log_eta, scale):
+    "Of each row: sum_k alpha_k log(1 + Z/exp s_k), Z over the noise labels, the row's own left out."
+    rows = []
+    for i, s in enumerate(o.scores(x, log_eta, scale)):
+        noise = [(label_count[i] if label is not None and k == label[i] else counts[k]) for k in range(len(s))]
+        log_z = o.log_sum_exp([s[k] + c.log() for k, c in enumerate(noise) if c > 0])
+        terms = [torch.logaddexp(torch.zeros((), dtype=F64), log_z - v) for v in s]
+        rows.append(o.energy(own[i], terms))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('N, K, S', [(1, 2, 1), (4, 7, 2)])
+@pytest.mark.parametrize('kind', ['classes', 'share', 'probs'])
+@pytest.mark.parametrize('in_batch', [True, False])
+def test_expected_sums(dtype, N, K, S, kind, in_batch):
+    x, (own, literal) = o.normal(N, K), test_sums.class_case(N, K, S, kind)
+    if kind == 'share':
+        own['share'] = own['share'].abs()
+        literal = [o.target(own['ids'][i], own['weights'][i], own['share'][i], K) for i in range(N)]
+    counts, label = o.classes(4, K, seed=3).double(), o.classes(K, N, seed=4)
+    counts[label] += 1
+    eta, label_count = o.normal(K, seed=5), counts[label] - 1 + (K == 2)
+    given = dict(label=label, label_offset=label_count.log()) if in_batch else {}
+    own, given = ({n: to(v, full(dtype)) for n, v in d.items()} for d in (own, given))
+    for log_eta, scale in ((None, 1.), (eta, .7)):
+        assert_same(lambda x: expected_sums(x, **own, **given, offset=to(counts.log()[None], full(dtype)), scale=scale,
+                                            log_eta=to(log_eta, full(dtype))),
+                    lambda x: literal_draw(x, literal, counts, label if in_batch else None, label_count, log_eta,
+                                           scale), x, dtype=dtype)
+
+
+@pytest.mark.parametrize('scale', [1., 30.])
+@pytest.mark.parametrize('dtype', [F32, F64])
+def test_expected_sums_of_long_rows_masked_classes_and_sure_rows(scale, dtype):
+    "Against the form in PyTorch, which is exact for sure rows."
+    K = 20_000
+    x, y, counts = o.normal(3, K).to(dtype), torch.tensor([5, 17_000, K-1]), torch.zeros(K, dtype=dtype)
+    x.scatter_(1, y[:, None], scale)
+    x[:, 0] = -INF
+    counts[::7] = 1.
+    ids, w = torch.stack([y, y-1], 1), torch.tensor([[.9, .1]], dtype=dtype).expand(3, 2)
+    args = [to(v, dtype) for v in (x, ids, w, None, None, counts.log().clamp(min=-1e37)[None], None, None, None)]
+    for a, b in zip(triton_sums.expected_sums(*args, 1., True), expected_sums_torch(*args, 1., True)):
+        torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype]['rtol'], atol=1e-30)
+
+
 # ---------------------------------------------------------------- sums over sparse candidates
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('N, M, K, S', [(1, 2, 2, 1), (3, 70, 4, 2), (35, 40, 3, 2), (5, 7, 40, 3)])
@@ -138,8 +188,9 @@ def test_sparse_sums_with_shares_of_the_mean(dtype, N, M, K, S):
 
 @pytest.mark.parametrize('one_weight', [False, True])
 def test_many_candidates_of_a_class_and_of_a_row(one_weight):
-    "Candidates in parts that are joined; a class's entries in blocks."
+    "Candidates in parts that are joined, the largest last; a class's entries in blocks."
     x, ids, w = o.sparse_case(2, 600, 4, 2, one_weight)
+    x, ids = x + 3*torch.arange(4), ids.sort(0)[0]
     candidates = [o.target(ids[m], w[m], 0., 4) for m in range(600)]
     rows = to(ids, F64), to(w, F64)
     for in_batch in (True, False):
@@ -155,6 +206,7 @@ def test_sorted_entries(M, S, K, comparisons, monkeypatch):
     for a, b in zip(triton_candidates.sorted_entries(ids, K), by_class(ids, K)): assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings('ignore:.* encountered in .*:RuntimeWarning')  # NumPy's, of the sums that are done again
 @pytest.mark.parametrize('dtype', [F32, BF16])
 @pytest.mark.parametrize('height', [70., 500.])
 @pytest.mark.parametrize('in_batch', [True, False])
@@ -241,6 +293,18 @@ def test_losses(source, kind):
     if DEVICE == 'cuda' and source.startswith('fresh'): pytest.skip('generators differ between devices')
     results = []
     for backend in ('triton', 'reference'):
+        with set_backend(backend): results.append(o.value_and_gradients(loss, test_scores.X.to(DEVICE)))
+    for a, b in zip(*results): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('kind', test_scores.KINDS)
+def test_losses_over_the_draw(kind):
+    results = []
+    for backend in ('triton', 'reference'):
+        torch.manual_seed(0)
+        def loss(x):
+            torch.manual_seed(0)
+            return expected_info_nce(x, test_scores.targets(kind).to(DEVICE), temperature=.7, reduction='none')
         with set_backend(backend): results.append(o.value_and_gradients(loss, test_scores.X.to(DEVICE)))
     for a, b in zip(*results): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -364,8 +428,8 @@ def compiled(capability, tmp_path, which=''):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-MODULES = triton_sums, triton_candidates, triton_pairs
-KERNELS = {name for module in MODULES for name in vars(module) if name.endswith('_kernel')}
+KERNELS = {name for module in (triton_sums, triton_candidates, triton_pairs) for name in vars(module)
+           if name.endswith('_kernel')}
 
 
 @pytest.mark.parametrize('capability, which', [('90', ''), *(pytest.param(c, 'all', marks=pytest.mark.slow)
@@ -379,10 +443,11 @@ def test_every_kernel_compiles_for_a_card(capability, which, tmp_path):
     assert [k for k in kernels if k['spills'] or k['shared'] > limit] == []
     assert all(set(k['floats']) <= {'fp64'} for k in kernels)
     assert all(k['tensor_cores'] for k in kernels if k['kernel'] == 'pair_kernel')
-    rows = [k for k in kernels if k['kernel'] in ('class_kernel', 'rows_kernel', 'lse_kernel', 'softmax_kernel')]
+    readers = 'class_kernel', 'expected_kernel', 'rows_kernel', 'lse_kernel', 'softmax_kernel'
+    rows = [k for k in kernels if k['kernel'] in readers]
     assert all(k['wide'] for k in rows if 'fp64' not in k['case'])  # 16 bytes a load, also at K=1000
     launches = {line['case']: line['launches'] for line in lines if 'launches' in line}
-    assert all(n == 1 for case, n in launches.items() if case.startswith(('classes', 'product')))
+    assert all(n == 1 for case, n in launches.items() if case.startswith(('classes', 'drawn', 'product')))
     assert max(launches.values()) <= 8
 
 
