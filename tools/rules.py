@@ -13,9 +13,7 @@ MAX_CELLS, MAX_OUTPUT = 60, 1_000_000  # of a notebook: cells; characters of out
 DOC_LINES = range(5, 21)               # of a module's docstring
 MAX_FUNCTION, MAX_MODULE = 30, 450     # lines
 MAX_TOP, MAX_PAGES = 14, 9             # modules directly in softnce/; pages in a section of the sidebar
-TABLES = {  # functions that may be longer: a kernel is one walk over memory, and a launch has an argument a line
-    f"softnce/contrast/triton_{name}" for name in
-    ("sums.py: class_kernel", "sums.py: class_sums", "candidates.py: launch_gradient", "pairs.py: pair_kernel")}
+TABLES = set()  # "softnce/...py: name" of functions that may be longer: a program wrote the table that they hold
 LOCAL = re.compile(r"(?<![\w.:/-])/(?:work|tmp|root|home|Users|private|mnt)/[\w.-]+|\b[A-Z]:\\Users")
 
 
