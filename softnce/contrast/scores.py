@@ -169,7 +169,8 @@ def written_probs(own, like):
 
 def mean_under(own, values):
     "<alpha_i, values> for a vector `(K,)`: `(N,)`."
-    means = own.probs @ values if own.probs is not None else (own.weights*values[own.ids]).sum(1)
+    with torch.autocast(values.device.type, enabled=False):  # which would take the product in 16 bits
+        means = own.probs @ values if own.probs is not None else (own.weights*values[own.ids]).sum(1)
     return means if own.share is None else means + own.share*values.mean()
 
 def sum_expectation(scores, candidates):
