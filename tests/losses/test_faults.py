@@ -156,7 +156,7 @@ def test_sure_rows_keep_their_relative_accuracy(kind, scale, backend):
         truth, slope = value_and_gradient(LOSSES['in batch'], logits.double(), t.to(torch.float64))
     assert (truth > 0).all()
     torch.testing.assert_close(value.double(), truth, rtol=2e-5, atol=0)  # scores of 60 are rounded to 4e-6
-    torch.testing.assert_close(gradient.double(), slope, rtol=1e-3, atol=2e-5*slope.abs().max().item())
+    torch.testing.assert_close(gradient.double(), slope, rtol=1e-4, atol=5e-6*slope.abs().max().item())
 
 
 def test_sure_rows_with_equal_labels():
