@@ -123,10 +123,9 @@ def source_and_given(noise_samples):
     return (noise_samples, []) if isinstance(noise_samples, NoiseSource) else (InBatch(), [noise_samples])
 
 def others_of_ranks(source, targets):
-    "The targets of other ranks, and the batch's push to the source; evaluation leaves no trace."
-    if not torch.is_grad_enabled(): return []
-    ranks = targets_of_ranks(targets) if source.in_batch and not source.local else [targets]
-    source.push(targets if len(ranks) == 1 else join(ranks))
+    "The targets of other ranks, if the source asks for them, and the batch's push to it; evaluation leaves no trace."
+    ranks = targets_of_ranks(targets) if source.in_batch and source.ranks == 'all' else [targets]
+    if torch.is_grad_enabled(): source.push(targets if len(ranks) == 1 else join(ranks))
     return [r for r in ranks if r is not targets]
 
 def drawn_targets(source, noise_probs):
