@@ -77,7 +77,7 @@ def queue():
 ALL = [[y] for y in range(K)]
 TWO = [list(y) for y in itertools.combinations_with_replacement(range(K), 2)]
 SOURCES = {  # a source, in the same state each time; what labels it can give; whether the other rows' join them
-    'batch': (lambda: None, [[]], True), 'in-batch': (lambda: InBatch(local=True), [[]], True),
+    'batch': (lambda: None, [[]], True), 'in-batch': (lambda: InBatch(ranks='own'), [[]], True),
     'ids': (lambda: torch.tensor([1, 3, 3]), [[1, 3, 3]], True), 'soft': (lambda: SOFT, TWO, True),
     'sparse': (lambda: SparseTargets(torch.tensor([[1, 2]]), o.simplex(1, 2, 2), .1, K), ALL, True),
     'queue': (queue, [[2, 3, 0]], True), 'fresh': (lambda: Fresh(2, generator=o.generator(3)), TWO, False),
