@@ -184,6 +184,10 @@ class ContinuousCategorical(Distribution):
             draws = Dirichlet(1 + exponents).sample()
             return draws.transpose(0, 1).reshape(*sample_shape, *self.probs.shape).to(self.probs)
 
+# %% ../nbs/losses/noise.ipynb #7c1e0a52
+def check_ranks(ranks):
+    if ranks not in ('own', 'all'): raise ValueError(f"ranks must be 'own' or 'all', got {ranks!r}")
+
 # %% ../nbs/losses/noise.ipynb #5de1b0da
 class NoiseSource:
     "Where the noise targets of a call come from. A source of your own derives from it."
@@ -288,9 +292,6 @@ def watch_optimizers():
     register_optimizer_step_post_hook(leave)
 
 # %% ../nbs/losses/noise.ipynb #f3b1d7a0
-def check_ranks(ranks):
-    if ranks not in ('own', 'all'): raise ValueError(f"ranks must be 'own' or 'all', got {ranks!r}")
-
 def world_size(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 # %% ../nbs/losses/noise.ipynb #3bd662e4
