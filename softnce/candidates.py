@@ -163,7 +163,7 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
     def labels(rows): return sample_labels(checked_noise(rows, noise_probs), generator)
     own = [labels(source.own(targets))] if source.in_batch else []
     kept = targets  # what a source is to remember, and ranks exchange; the batch alone is not kept: its labels will do
-    if type(source) is InBatch:
+    if own and type(source).push is NoiseSource.push:
         kept = SparseTargets.from_labels(own[0], noise_probs.shape[0], noise_probs.dtype, validate=False)
     rows = others_of_ranks(source, kept) + (given or drawn_targets(source, noise_probs))
     none = torch.zeros(0, dtype=torch.long, device=noise_probs.device)
