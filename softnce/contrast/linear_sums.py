@@ -66,7 +66,7 @@ def all_classes(z, W, bias, own, log_eta, offset, exponents, row_weight, gradien
     logits = z @ W.t() if bias is None else torch.addmm(bias, z, W.t())
     scores = centred(logits, out=logits)
     if log_eta is not None: scores.sub_(log_eta)
-    total, g = class_block(scores, *own, offset, None, exponents, bool(gradients.needs))
+    total, g = class_block(scores, *own, offset, None, exponents, bool(gradients.needs), log_eta is not None)
     if gradients.needs: gradients.add(g.mul_(row_weight[:, None]), z, W, rows, slice(None))
     return total
 
