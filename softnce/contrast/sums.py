@@ -66,7 +66,7 @@ def own_of_block(scores, ids, weights, share, probs):
     pieces = [own_score(scores[r], None, None, part(share, r), probs[r]) for r in rows]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-PIECE = 2**15  # numbers: 128 KiB of fp32, an eighth of a block
+PIECE = 3*2**13  # numbers: 96 KiB of fp32, less than a tenth of a block
 
 def class_block(scores, ids, weights, share, probs, offset, own_offset, exponents, with_grad, shifted):
     "Sums of a block of rows, and their gradient by the scores, in whose memory it is."

@@ -82,8 +82,8 @@ def test_linear_providers_are_the_losses_of_the_logits():
         torch.testing.assert_close(PROVIDERS[name].build(p)(), value, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize('kind,targets', [('class ids', lambda p: torch.eye(p.K, dtype=p.dtype)[p.labels]), ('eight classes', None),
-                                          ('probabilities', lambda p: p.dense_targets)])
+@pytest.mark.parametrize('kind,targets', [('class ids', lambda p: torch.eye(p.K, dtype=p.dtype)[p.labels]),
+                                          ('eight classes', None), ('probabilities', lambda p: p.dense_targets)])
 def test_linear_cross_entropies_are_those_of_the_logits(kind, targets):
     "Ours and PyTorch's two, in float64, value and gradients, against the sum over classes written out."
     p = Problem(6, 6, 9, d=3, dtype=torch.float64)
