@@ -8,7 +8,8 @@ __all__ = []
 # %% ../../nbs/text/index.ipynb #c684a120
 __doc__ = """Text with soft labels that are real: words, and the languages they belong to.
 
-    words    the languages of a word from its frequencies, n-grams, a small classifier
+    words        the languages of a word from its frequencies, n-grams, a small classifier
+    definitions  the words of a dictionary or a plain text, each to be predicted from its neighbours
 
 Names are imported when they are first used: the folder itself loads neither wordfreq nor scikit-learn.
 
@@ -22,4 +23,4 @@ from softnce import _lazy
 
 # %% ../../nbs/text/index.ipynb #41621eec
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.text", "words")
+__getattr__, __dir__ = _lazy("softnce.text", "words", "definitions")
