@@ -25,13 +25,15 @@ rank's mean, and `micro_batch_noise` makes gradient accumulation exact.
 """
 
 # %% ../nbs/losses/distributed.ipynb #725e31c4
+from functools import partial
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from .noise import ClosedForm, InBatch, NoiseSource, join, world_size
-from .targets import SparseTargets, Targets, per_row_epsilon
+from .targets import SparseTargets, Targets, check_targets, per_row_epsilon, sample_labels
 
 # %% ../nbs/losses/distributed.ipynb #6f5c7ef8
 def columns(targets, num_slots=0):
@@ -109,14 +111,18 @@ def rank_weight(step_targets:list, # the targets of this rank's micro-batches, a
 # %% ../nbs/losses/distributed.ipynb #680486b1
 class Step:
     "What the micro-batches of a step share: the targets of all of them, one push to the source and one draw from it."
-    def __init__(self, source, targets, given=None):
+    def __init__(self, source, targets, given=None, seen=None, sample=None):
         self.source, self.targets, self.given, self.pushed = source, targets, given, False
-        self.drawn = [] if given is None else [given]
+        self.seen, self.sample, self.drawn = targets if seen is None else seen, sample, []
     def push(self):
-        if not self.pushed: self.source.push(self.targets)
+        if not self.pushed: self.source.push(self.seen)
         self.pushed = True
     def draw(self, noise_probs):
-        if not self.drawn: self.drawn.append(self.source.draw(noise_probs))
+        "Noise targets; where the step is one of labels, those that `sample` draws from them."
+        if not self.drawn:
+            found = self.source.draw(noise_probs) if self.given is None else self.given
+            if self.sample is not None and found is not None: found = self.sample(found, noise_probs)
+            self.drawn.append(found)
         return self.drawn[0]
 
 # %% ../nbs/losses/distributed.ipynb #9069c465
@@ -143,15 +149,20 @@ class MicroBatch(NoiseSource):
         return f"MicroBatch({self.step.source}, rows {self.rows.start} to {self.rows.stop} of {len(self.step.targets)})"
 
 # %% ../nbs/losses/distributed.ipynb #5f0b1fe7
+def _noise_labels(rows, noise_probs, generator):
+    "One label for each noise target of a step."
+    return sample_labels(check_targets(rows, None, len(noise_probs), noise_probs, 'noise_samples'), generator)
+
 def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches of one optimiser step, of one kind
                       noise_samples=None, # as for the losses
                       even:bool=False,    # all ranks hold as many rows and slots, and one epsilon: not asked again
+                      draw_labels:bool=False, # noise labels, as `expected_info_nce` has them: drawn here, once a step
+                      generator=None,     # of these labels
                      )->list:             # a source per micro-batch, for this step only
     """Noise sources with which the micro-batches of all ranks add up to the loss of the global batch.
 
-    A collective call.
-
-    Every rank must have a micro-batch. Raises ValueError where `step_targets` is empty or of several kinds."""
+    A collective call: every rank must have a micro-batch. ValueError for `step_targets` that are none, or of several
+    kinds."""
     kinds = {(type(t), t.shape[1:]) for t in step_targets}
     if len(kinds) != 1:
         raise ValueError("step_targets must be targets of one kind, at least one, "
@@ -159,8 +170,12 @@ def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches
     if isinstance(noise_samples, ClosedForm): return [noise_samples]*len(step_targets)
     source, given = (noise_samples, None) if isinstance(noise_samples, NoiseSource) else (InBatch(), noise_samples)
     with torch.no_grad(): own = join(step_targets)
-    ranks = targets_of_ranks(own, even) if source.in_batch and not source.local else [own]
+    labels = sample_labels(own, generator) if draw_labels and source.in_batch else own
+    def ranks_of(rows): return targets_of_ranks(rows, even) if source.in_batch and not source.local else [rows]
+    ranks = ranks_of(labels)
+    seen = join(ranks_of(own)) if draw_labels and type(source) is not InBatch else None  # which keeps no targets
     before = sum(map(len, ranks[:dist.get_rank()])) if len(ranks) > 1 else 0
-    step = Step(source, own if len(ranks) == 1 else join(ranks), given)
+    sample = partial(_noise_labels, generator=generator) if draw_labels else None
+    step = Step(source, ranks[0] if len(ranks) == 1 else join(ranks), given, seen, sample)
     ends = torch.tensor([len(t) for t in step_targets]).cumsum(0).add(before).tolist()
     return [MicroBatch(step, slice(end - len(t), end)) for t, end in zip(step_targets, ends)]

@@ -36,7 +36,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from ..distributed import micro_batch_noise, rank_weight
-from ..losses import InfoNCE, SoftDistributionInfoNCE, sample_labels
+from ..losses import ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, sample_labels
 from ..targets import set_value_checks
 from .checkpoints import StopRequested, generators_of, load_checkpoint, note_stop_signals
 from .checkpoints import rng_state, save_checkpoint, scoped_seed, set_rng_state
@@ -54,7 +54,9 @@ def micro_losses(loss:nn.Module, # of logits and targets
     if contrastive and isinstance(loss, SoftDistributionInfoNCE): # one draw a row: its own label, and others' candidate
         targets = sample_labels(targets, loss.generator)
     micro = [targets[s] for s in slices]
-    sources = micro_batch_noise(micro, loss.noise_samples) if contrastive else [None]*len(micro)
+    # one draw of the others' noise labels a step: a draw each would add the variance of as many draws
+    drawn = dict(draw_labels=True, generator=loss.generator) if isinstance(loss, ExpectedInfoNCE) else {}
+    sources = micro_batch_noise(micro, loss.noise_samples, **drawn) if contrastive else [None]*len(micro)
     for j, (own, source) in enumerate(zip(micro, sources)):
         value = loss(logits_of(j), own, noise_samples=source) if contrastive else loss(logits_of(j), own)
         # a sum over rows is the sum of the micro-batches' sums; a mean is weighed by rows
