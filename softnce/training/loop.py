@@ -66,7 +66,7 @@ def micro_losses(loss:nn.Module, # of logits and targets
 def fit(model:nn.Module,    # inputs to logits
         loss:nn.Module,     # of logits and targets, such as `SoftTargetInfoNCE`
         train_loader,       # batches of inputs and targets, with a length
-        eval_loader,        # batches of inputs and class ids
+        eval_loader,        # batches of inputs and class ids, or distributions
         config:TrainConfig, # settings
         on_epoch=None,      # called with each epoch's row (on the first rank), such as `lambda row: run.log_row(**row)`
         generators=(),      # `torch.Generator`s of the caller's own, used by a transform, say
@@ -227,8 +227,8 @@ class _Job:
     def evaluated_model(self): return self.average.module if self.average else self.model
 
 # %% ../../nbs/training/loop.ipynb #172bf8cd
-# on the result: may be others when a training is resumed
-_NO_EFFECT = 'checkpoint_dir', 'checkpoint_steps', 'device', 'trackers', 'progress'
+# on the weights: may be others when a training is resumed
+_NO_EFFECT = 'checkpoint_dir', 'checkpoint_steps', 'device', 'trackers', 'progress', 'targets'
 
 def _start(model, loss, loader, config, generators):
     "A training before its first step, on its device."
