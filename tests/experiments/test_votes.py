@@ -90,7 +90,8 @@ def test_a_run_on_votes(loss, read, people, tmp_path):
         assert votes.shape == (60, K) and row['temperature'] == pytest.approx(temperature)
         assert row['targets'] == 'votes' and row['read_out'] == read
         for ending, probs in (('naive', logits.softmax(1)), ('fitted', (logits/temperature).softmax(1))):
-            for name, score in ONE_SHOT.items(): assert row[f'{name}_{ending}'] == pytest.approx(score(probs, votes)), name
+            for name, score in ONE_SHOT.items():
+                assert row[f'{name}_{ending}'] == pytest.approx(score(probs, votes)), name
         floor = vote_floor(probs, V)
         assert row['kl_floor'] == pytest.approx(floor.kl_divergence)
         assert row['soft_brier_floor'] == pytest.approx(floor.brier_score) and row['soft_ece_floor'] > 0
