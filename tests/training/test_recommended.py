@@ -42,7 +42,8 @@ def kl(p, probs): return (p*(p/probs).log()).sum(1).mean().item()
 
 
 @pytest.mark.parametrize('kind', ['teacher', 'votes'])
-@pytest.mark.parametrize('name, batch', [('expected', 16), ('expected', 64), ('cross_entropy', 16), ('closed_form', 16)])
+@pytest.mark.parametrize('name, batch', [('expected', 16), ('expected', 64), ('cross_entropy', 16),
+                                         ('closed_form', 16)])
 def test_recommended_losses_read_the_truth(name, kind, batch, points):
     x, p, targets = points
     loss = RECOMMENDED[name](empirical_noise(targets[kind]))
