@@ -77,8 +77,8 @@ def _checked_probs(probs):
     _check_rows(probs, 'probs', 'logits? apply a softmax first')
     return probs.double()
 
-def _checked(probs, labels):
-    "Both, after the checks that every score here shares."
+def checked(probs, labels):
+    "Both in float64, after the checks that every score here shares; class ids stay ids."
     probs = _checked_probs(probs)
     return probs, _checked_labels(labels, probs)
 
@@ -97,6 +97,29 @@ def _mass_at(predicted, labels):
     "The mass of each row's label at a class `(N,)`: 1 or 0 for class ids."
     return (predicted == labels).double() if labels.ndim == 1 else labels.gather(1, predicted[:, None])[:, 0]
 
+def confidence_and_mass(probs, labels):
+    "Of each row `(N,)`: the largest probability, and the label's mass at its class."
+    confidence, predicted = probs.max(-1)
+    return confidence, _mass_at(predicted, labels)
+
+def binned(confidence, mass, num_bins):
+    "The `Reliability` of rows."
+    b = bin_index(confidence.clamp(max=1), num_bins)  # clamped: rows sum to 1 up to rounding
+    count = torch.bincount(b, minlength=num_bins)
+    total = lambda v: torch.zeros(num_bins, dtype=v.dtype, device=v.device).index_add_(0, b, v)
+    return Reliability(total(confidence)/count, total(mass)/count, count)
+
+def mean_gap(r):
+    "The mean over rows of their bin's gap between accuracy and confidence."
+    return ((r.accuracy-r.confidence).abs().nan_to_num()*r.count).sum().item()/int(r.count.sum())
+
+def class_gaps(probs, labels, num_bins):
+    "Sums over rows of label less probability, `(K*num_bins,)`: of each class, in each bin of its probability."
+    k = probs.shape[1]
+    target = torch.nn.functional.one_hot(labels, k) if labels.ndim == 1 else labels
+    cell = bin_index(probs.clamp(max=1), num_bins) + num_bins*torch.arange(k, device=probs.device)  # a bin of a class
+    return probs.new_zeros(k*num_bins).index_add_(0, cell.flatten(), (target - probs).flatten())
+
 # %% ../nbs/losses/calibration.ipynb #bdf71777
 def reliability(probs:Tensor,    # `(N, K)` probabilities
                 labels,          # `(N,)` class ids, `(N, K)` distributions or SparseTargets
@@ -105,12 +128,7 @@ def reliability(probs:Tensor,    # `(N, K)` probabilities
     """Mean confidence and accuracy of the rows in each confidence bin; the accuracy of a row is its label's mass there.
 
     Raises ValueError on bad shapes, rows that do not sum to 1 or class ids out of range."""
-    probs, labels = _checked(probs, labels)
-    confidence, predicted = probs.max(-1)
-    b = bin_index(confidence.clamp(max=1), num_bins)  # clamped: rows sum to 1 up to rounding
-    count = torch.bincount(b, minlength=num_bins)
-    total = lambda v: torch.zeros(num_bins, dtype=v.dtype, device=v.device).index_add_(0, b, v)
-    return Reliability(total(confidence)/count, total(_mass_at(predicted, labels))/count, count)
+    return binned(*confidence_and_mass(*checked(probs, labels)), num_bins)
 
 # %% ../nbs/losses/calibration.ipynb #6e9cbfff
 def expected_calibration_error(probs:Tensor,    # `(N, K)` probabilities
@@ -118,35 +136,70 @@ def expected_calibration_error(probs:Tensor,    # `(N, K)` probabilities
                                num_bins:int=15, # bins of equal width on [0, 1]
                               )->float:         # in [0, 1]
     "ECE of the top prediction (Guo et al. 2017). Raises ValueError as `reliability` does."
-    r = reliability(probs, labels, num_bins)
-    return ((r.accuracy-r.confidence).abs().nan_to_num()*r.count).sum().item()/len(labels)
+    return mean_gap(reliability(probs, labels, num_bins))
 
 def classwise_calibration_error(probs:Tensor,    # `(N, K)` probabilities
                                 labels,          # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                                 num_bins:int=15, # bins of equal width on [0, 1]
                                )->float:         # in [0, 2/K]
     "Classwise ECE, the mean over classes (Kull et al. 2019). Raises ValueError as `reliability` does."
-    probs, labels = _checked(probs, labels)
-    n, k = probs.shape
-    target = torch.nn.functional.one_hot(labels, k) if labels.ndim == 1 else labels
-    cell = bin_index(probs.clamp(max=1), num_bins) + num_bins*torch.arange(k, device=probs.device)  # a bin of a class
-    gap = probs.new_zeros(k*num_bins).index_add_(0, cell.flatten(), (target - probs).flatten())
-    return gap.abs().sum().item()/(n*k)
+    gaps = class_gaps(*checked(probs, labels), num_bins)
+    return gaps.abs().sum().item()/(len(probs)*probs.shape[1])
 
 # %% ../nbs/losses/calibration.ipynb #b34b975d
+def _checked_votes(num_votes, probs):
+    "Votes of each row `(N,)`, in float64."
+    votes = torch.as_tensor(num_votes, device=probs.device).double()
+    if votes.shape not in ((), (len(probs),)) or (votes < 1).any() or (votes != votes.floor()).any():
+        raise ValueError(f"num_votes must be a whole number, at least 1, or ({len(probs)},) of them, got {num_votes}")
+    return votes.expand(len(probs))
+
 def calibrated_floor(probs:Tensor,    # `(N, K)` probabilities
                      num_bins:int=15, # bins of equal width on [0, 1]
                      draws:int=100,   # sets of labels drawn: the floor then has a tenth of one ECE's scatter
                      generator:torch.Generator=None, # source of the draws; None: torch's global one
-                     num_votes:int=1, # votes that a label is the average of; 1: class ids
+                     num_votes=1,     # votes that a label is the average of, or `(N,)` of them; 1: class ids
                     )->float:         # mean ECE of the draws
     "The ECE that these probabilities show on as many rows when they are exactly right. Raises ValueError as they do."
-    if num_votes < 1: raise ValueError(f"num_votes must be at least 1, got {num_votes}")
+    votes = _checked_votes(num_votes, probs)
+    most = int(votes.max())
+    cast = (torch.arange(most, device=probs.device) < votes[:, None]).to(probs)  # rows with fewer votes are done
     def draw():
-        ids = torch.multinomial(probs, num_votes, replacement=num_votes > 1, generator=generator)
-        if num_votes == 1: return ids.squeeze(-1)
-        return torch.zeros_like(probs).scatter_add_(1, ids, torch.ones_like(ids).to(probs))/num_votes
+        ids = torch.multinomial(probs, most, replacement=most > 1, generator=generator)
+        if most == 1: return ids.squeeze(-1)
+        return torch.zeros_like(probs).scatter_add_(1, ids, cast)/votes[:, None].to(probs)
     return sum(expected_calibration_error(probs, draw(), num_bins) for _ in range(draws))/draws
+
+# %% ../nbs/losses/calibration.ipynb #e76689c3
+def squared_distances(probs, labels):
+    "Of each row `(N,)`."
+    if labels.ndim == 2: return (probs - labels).square().sum(-1)
+    return probs.square().sum(-1) - 2*_mean_under(labels, probs) + 1  # without a one-hot copy
+
+def log_losses(probs, labels):
+    "Of each row `(N,)`."
+    if labels.ndim == 2: return -torch.xlogy(labels, probs).sum(-1)  # 0 log 0 = 0
+    return -_mean_under(labels, probs.log())
+
+def divergences(probs, labels):
+    "Of each row `(N,)`."
+    if labels.ndim == 1: return log_losses(probs, labels)
+    return (torch.xlogy(labels, labels) - torch.xlogy(labels, probs)).sum(-1)
+
+def variations(probs, labels):
+    "Of each row `(N,)`."
+    if labels.ndim == 1: return 1 - _mean_under(labels, probs)
+    return (probs - labels).abs().sum(-1)/2
+
+def entropies(probs, labels):
+    "Of each row `(N,)`: of the probabilities, and of the label."
+    if labels.ndim == 1: raise ValueError("labels must be (N, K) distributions: class ids have no entropy")
+    return tuple(-torch.xlogy(t, t).sum(-1) for t in (probs, labels))
+
+def correlation(a, b):
+    "Pearson's, of two `(N,)`."
+    a, b = a - a.mean(), b - b.mean()
+    return ((a @ b)/((a @ a)*(b @ b)).sqrt()).item()
 
 # %% ../nbs/losses/calibration.ipynb #2d395d18
 def brier_score(probs:Tensor,  # `(N, K)` probabilities
@@ -155,52 +208,39 @@ def brier_score(probs:Tensor,  # `(N, K)` probabilities
     """Mean squared distance of the probabilities from the labels (Brier 1950), summed over classes.
 
     Raises ValueError as `reliability` does."""
-    probs, labels = _checked(probs, labels)
-    if labels.ndim == 2: return (probs - labels).square().sum(-1).mean().item()
-    return (probs.square().sum(-1) - 2*_mean_under(labels, probs) + 1).mean().item()  # without a one-hot copy
+    return squared_distances(*checked(probs, labels)).mean().item()
 
 def negative_log_likelihood(probs:Tensor, # `(N, K)` probabilities
                             labels,       # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                            )->float:      # nats; infinite where a class of the label has probability 0
     "Mean of -sum_k q_k log p_k: the cross-entropy, for distributions. Raises ValueError as `reliability` does."
-    probs, labels = _checked(probs, labels)
-    if labels.ndim == 2: return -torch.xlogy(labels, probs).sum(-1).mean().item()  # 0 log 0 = 0
-    return -_mean_under(labels, probs.log()).mean().item()
+    return log_losses(*checked(probs, labels)).mean().item()
 
 # %% ../nbs/losses/calibration.ipynb #4d6cf966
 def kl_divergence(probs:Tensor, # `(N, K)` probabilities
                   labels,       # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                  )->float:      # nats, not negative; the negative log-likelihood for class ids
     "Mean KL(q || p) of the labels q from the probabilities p. Raises ValueError as `reliability` does."
-    probs, labels = _checked(probs, labels)
-    if labels.ndim == 1: return -_mean_under(labels, probs.log()).mean().item()
-    return (torch.xlogy(labels, labels) - torch.xlogy(labels, probs)).sum(-1).mean().item()
+    return divergences(*checked(probs, labels)).mean().item()
 
 def total_variation(probs:Tensor, # `(N, K)` probabilities
                     labels,       # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                    )->float:      # in [0, 1]; 1 - the mean probability of the label for class ids
     "Mean total variation distance between probabilities and labels. Raises ValueError as `reliability` does."
-    probs, labels = _checked(probs, labels)
-    if labels.ndim == 1: return (1 - _mean_under(labels, probs)).mean().item()
-    return (probs - labels).abs().sum(-1).mean().item()/2
+    return variations(*checked(probs, labels)).mean().item()
 
 # %% ../nbs/losses/calibration.ipynb #242079ac
 def expected_accuracy(probs:Tensor, # `(N, K)` probabilities
                       labels,       # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                      )->float:      # in [0, 1]
     "Mean mass of the labels at the predictions; the accuracy for class ids. Raises ValueError as `reliability` does."
-    probs, labels = _checked(probs, labels)
-    return _mass_at(probs.argmax(-1), labels).mean().item()
+    return confidence_and_mass(*checked(probs, labels))[1].mean().item()
 
 def entropy_correlation(probs:Tensor, # `(N, K)` probabilities
                         labels,       # `(N, K)` distributions or SparseTargets
                        )->float:      # Pearson's, in [-1, 1]; nan where either entropy is the same in all rows
     "Correlation over rows of the entropies of probabilities and labels. Raises ValueError as `reliability` does."
-    probs, labels = _checked(probs, labels)
-    if labels.ndim == 1: raise ValueError("labels must be (N, K) distributions: class ids have no entropy")
-    a, b = (-torch.xlogy(t, t).sum(-1) for t in (probs, labels))
-    a, b = a - a.mean(), b - b.mean()
-    return ((a @ b)/((a @ a)*(b @ b)).sqrt()).item()
+    return correlation(*entropies(*checked(probs, labels)))
 
 # %% ../nbs/losses/calibration.ipynb #60af5251
 class VoteFloor(NamedTuple):
@@ -229,10 +269,7 @@ def vote_floor(probs:Tensor, # `(N, K)` the distributions that votes are drawn f
     ValueError for rows that are no distributions and for a number of votes below 1."""
     p = _checked_probs(probs)
     p = (p/p.sum(-1, keepdim=True)).clamp(max=1)
-    votes = torch.as_tensor(num_votes, device=p.device).double()
-    if votes.shape not in ((), (len(p),)) or (votes < 1).any() or (votes != votes.floor()).any():
-        raise ValueError(f"num_votes must be a whole number, at least 1, or ({len(p)},) of them, got {num_votes}")
-    votes = votes.expand(len(p))[:, None]
+    votes = _checked_votes(num_votes, p)[:, None]
     entropy, distance = -torch.xlogy(p, p).sum(-1), torch.zeros_like(p)
     kl = entropy.clone()
     for share, law in _vote_shares(p, votes):

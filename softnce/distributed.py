@@ -27,6 +27,7 @@ accumulation exact.
 
 # %% ../nbs/losses/distributed.ipynb #725e31c4
 from copy import copy
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .noise import ClosedForm, Fresh, InBatch, NoiseSource, check_ranks, join, world_size
-from .targets import SparseTargets, Targets, per_row_epsilon
+from .targets import SparseTargets, Targets, check_targets, per_row_epsilon, sample_labels
 
 # %% ../nbs/losses/distributed.ipynb #6f5c7ef8
 def columns(targets, num_slots=0):
@@ -116,14 +117,18 @@ def rank_weight(step_targets:list, # the targets of this rank's micro-batches, a
 # %% ../nbs/losses/distributed.ipynb #680486b1
 class Step:
     "What the micro-batches of a step share: the targets of all of them, one push to the source and one draw from it."
-    def __init__(self, source, targets, given=None):
+    def __init__(self, source, targets, given=None, seen=None, sample=None):
         self.source, self.targets, self.given, self.pushed = source, targets, given, False
-        self.drawn = [] if given is None else [given]
+        self.seen, self.sample, self.drawn = targets if seen is None else seen, sample, []
     def push(self):
-        if not self.pushed: self.source.push(self.targets)
+        if not self.pushed: self.source.push(self.seen)
         self.pushed = True
     def draw(self, noise_probs):
-        if not self.drawn: self.drawn.append(self.source.draw(noise_probs))
+        "Noise targets; where the step is one of labels, those that `sample` draws from them."
+        if not self.drawn:
+            found = self.source.draw(noise_probs) if self.given is None else self.given
+            if self.sample is not None and found is not None: found = self.sample(found, noise_probs)
+            self.drawn.append(found)
         return self.drawn[0]
 
 # %% ../nbs/losses/distributed.ipynb #9069c465
@@ -155,11 +160,16 @@ def _with_ranks(source, ranks):
     source = copy(source)
     source.ranks = ranks or source.ranks
     return source
+def _noise_labels(rows, noise_probs, generator):
+    "One label for each noise target of a step."
+    return sample_labels(check_targets(rows, None, len(noise_probs), noise_probs, 'noise_samples'), generator)
 
 def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches of one optimiser step, of one kind
                       noise_samples=None, # as for the losses
                       even:bool=False,    # all ranks hold as many rows and slots, and one epsilon: not asked again
                       ranks:str=None,     # 'own' or 'all' rows of the step; None: as `noise_samples` says, else 'own'
+                      draw_labels:bool=False, # noise labels, as `expected_info_nce` has them: drawn here, once a step
+                      generator=None,     # of these labels
                      )->list:             # a source per micro-batch, for this step only
     """Noise sources with which the micro-batches of a step add up to the loss of its whole batch.
 
@@ -174,8 +184,13 @@ def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches
     source, given = (noise_samples, None) if isinstance(noise_samples, NoiseSource) else (InBatch(), noise_samples)
     if isinstance(source, Fresh): source = _with_ranks(source, ranks)  # which exchanges draws, not rows
     with torch.no_grad(): own = join(step_targets)
-    parts = targets_of_ranks(own, even) if source.in_batch and (ranks or source.ranks) == 'all' else [own]
+    labels = sample_labels(own, generator) if draw_labels and source.in_batch else own
+    everywhere = source.in_batch and (ranks or source.ranks) == 'all'
+    def parts_of_step(rows): return targets_of_ranks(rows, even) if everywhere else [rows]
+    parts, keeps = parts_of_step(labels), type(source).push is not NoiseSource.push  # targets, beside the labels
+    seen = join(parts_of_step(own)) if draw_labels and keeps else None
     before = sum(map(len, parts[:dist.get_rank()])) if len(parts) > 1 else 0
-    step = Step(source, own if len(parts) == 1 else join(parts), given)
+    sample = partial(_noise_labels, generator=generator) if draw_labels else None
+    step = Step(source, parts[0] if len(parts) == 1 else join(parts), given, seen, sample)
     ends = torch.tensor([len(t) for t in step_targets]).cumsum(0).add(before).tolist()
     return [MicroBatch(step, slice(end - len(t), end)) for t, end in zip(step_targets, ends)]

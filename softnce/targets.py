@@ -268,8 +268,8 @@ Targets = Tensor|SparseTargets  # `(N,)` class ids, `(N, K)` probabilities, or S
 def check_top(ids, log_probs, num_classes, rest):
     "Raise ValueError naming the argument of `from_log_probs` that is wrong."
     if rest not in ('uniform', 'renormalise'):
-        why = (": as one bucket it is spread as the model spreads it, and is no row of targets"
-               if rest == 'bucket' else "")
+        why = (": as one bucket it is spread as the model spreads it, and is no row of targets; "
+               "`softnce.peers.distillation` takes it" if rest == 'bucket' else "")
         raise ValueError(f"rest must be 'uniform' or 'renormalise', got {rest!r}{why}")
     check_integer(num_classes, 'num_classes')
     check_tensor(ids, 'ids'); check_tensor(log_probs, 'log_probs')

@@ -9,6 +9,7 @@ __all__ = []
 __doc__ = """One loop for images, graphs and features, on one device or many.
 
     config       `TrainConfig`, and the learning rates that follow from it
+    metrics      scores against label distributions, over batches and ranks
     evaluation   logits of a loader, the loss's own read-out, metrics
     checkpoints  files, random states and stop signals, for a training that may be killed
     loop         `fit`
@@ -25,5 +26,5 @@ from softnce import _lazy
 
 # %% ../../nbs/training/index.ipynb #37f13a1c
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "loop", "nodes",
+__getattr__, __dir__ = _lazy("softnce.training", "config", "metrics", "evaluation", "checkpoints", "loop", "nodes",
                              "tensors")

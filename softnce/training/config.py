@@ -27,6 +27,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from torch import nn
+from ..losses import check_kind
 
 # %% ../../nbs/training/config.ipynb #95a2a9a9
 @dataclass
@@ -44,6 +45,7 @@ class TrainConfig:
     accumulate:int = 1           # micro-batches a step: each batch of the loader is cut into so many
     ranks:str = 'all'            # whose targets are candidates on several processes: of 'all', or of each its 'own'
     epsilon:float = 0.           # smoothing of the training targets, which the read-out `loss.probs` undoes
+    targets:str|None = None      # kind of the training targets, for `loss.probs`: 'labels', 'votes', 'teacher', 'mixed'
     precision:str = 'fp32'       # 'fp32', 'bf16' or 'fp16' (mixed)
     compile:bool = False         # torch.compile the model
     channels_last:bool = False   # memory format of model and images
@@ -62,6 +64,7 @@ class TrainConfig:
         self._check('weight_decay', self.weight_decay >= 0, "not be negative")
         self._check('warmup_epochs', 0 <= self.warmup_epochs < self.epochs, "be in [0, epochs)", f" of {self.epochs}")
         self._check('epsilon', 0 <= self.epsilon < 1, "be in [0, 1)")
+        check_kind(self.targets)
         self._check('accumulate', self.accumulate >= 1, "be at least 1")
         self._check('layer_decay', self.layer_decay is None or 0 < self.layer_decay <= 1, "be in (0, 1] or None")
         self._check('ema', self.ema is None or 0 < self.ema < 1, "be in (0, 1) or None")

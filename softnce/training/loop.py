@@ -36,7 +36,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from ..distributed import micro_batch_noise, rank_weight
-from ..losses import InfoNCE, SoftDistributionInfoNCE, sample_labels
+from ..losses import ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, sample_labels
 from ..noise import InBatch, NoiseSource
 from ..targets import set_value_checks
 from .checkpoints import StopRequested, generators_of, load_checkpoint, note_stop_signals
@@ -56,7 +56,10 @@ def micro_losses(loss:nn.Module, # of logits and targets
     if contrastive and isinstance(loss, SoftDistributionInfoNCE): # one draw a row: its own label, and others' candidate
         targets = sample_labels(targets, loss.generator)
     micro = [targets[s] for s in slices]
-    sources = micro_batch_noise(micro, loss.noise_samples, ranks=ranks) if contrastive else [None]*len(micro)
+    # one draw of the others' noise labels a step: a draw each would add the variance of as many draws
+    drawn = dict(draw_labels=True, generator=loss.generator) if isinstance(loss, ExpectedInfoNCE) else {}
+    sources = [None]*len(micro)
+    if contrastive: sources = micro_batch_noise(micro, loss.noise_samples, ranks=ranks, **drawn)
     for j, (own, source) in enumerate(zip(micro, sources)):
         value = loss(logits_of(j), own, noise_samples=source) if contrastive else loss(logits_of(j), own)
         # a sum over rows is the sum of the micro-batches' sums; a mean is weighed by rows
@@ -66,7 +69,7 @@ def micro_losses(loss:nn.Module, # of logits and targets
 def fit(model:nn.Module,    # inputs to logits
         loss:nn.Module,     # of logits and targets, such as `SoftTargetInfoNCE`
         train_loader,       # batches of inputs and targets, with a length
-        eval_loader,        # batches of inputs and class ids
+        eval_loader,        # batches of inputs and class ids, or distributions
         config:TrainConfig, # settings
         on_epoch=None,      # called with each epoch's row (on the first rank), such as `lambda row: run.log_row(**row)`
         generators=(),      # `torch.Generator`s of the caller's own, used by a transform, say
@@ -253,8 +256,8 @@ class _Job:
     def evaluated_model(self): return self.average.module if self.average else self.model
 
 # %% ../../nbs/training/loop.ipynb #172bf8cd
-# on the result: may be others when a training is resumed
-_NO_EFFECT = 'checkpoint_dir', 'checkpoint_steps', 'device', 'trackers', 'progress'
+# on the weights: may be others when a training is resumed
+_NO_EFFECT = 'checkpoint_dir', 'checkpoint_steps', 'device', 'trackers', 'progress', 'targets'
 
 def _start(model, loss, loader, config, generators):
     "A training before its first step, on its device."

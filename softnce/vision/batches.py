@@ -212,7 +212,7 @@ class Batches:
         if x.dtype == torch.uint8:
             mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1)*255 for v in (self.mean, self.std))
             x = (x.float() - mean)/std
-        if not self.train: return x, targets if targets.ndim == 1 else targets.argmax(-1)
+        if not self.train: return x, targets
         if self.eraser: x = self.eraser(x)
         return self.mixing(x.clone(), targets) if self.mixing else (x, targets) # mixing writes into its argument
 

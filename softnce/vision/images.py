@@ -237,7 +237,8 @@ def soft_labels(root,   # a folder, or a zip file, of images
     if str(labels).lower().endswith('.npy'): found = read_array(labels, contents.images, rescale)
     else: found = read_table(labels, contents.images, root, rescale)
     targets = torch.tensor(found.targets)
-    data = ImageSet(Files(root, found.names), targets.float() if targets.ndim == 2 else targets)
+    votes = None if found.votes is None else torch.tensor(found.votes)
+    data = ImageSet(Files(root, found.names), targets.float() if targets.ndim == 2 else targets, votes=votes)
     parts = np.array(found.parts or ['train']*len(data))
     given = {part: data.take(np.flatnonzero(parts == part)) for part in dict.fromkeys(parts.tolist())}
     *parts, reported = three_parts(given, valid, test, seed)

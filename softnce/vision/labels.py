@@ -38,6 +38,7 @@ class Labelled:
     parts:list = None # 'train', 'valid' or 'test' of each image; None: not said
     left_out:list = field(default_factory=list) # what was found and is not used, in words
     folders:set = field(default_factory=set) # of the classes
+    votes:np.ndarray = None # `(N,)` how many votes each row of `targets` is the share of; None: not known
 
 # %% ../../nbs/vision/labels.ipynb #d5e11035
 _PARTS = {w: part for part, words in dict(train='train training trn', test='test testing tst',
@@ -215,6 +216,11 @@ def _number(cell, decimal, where): # not negative
         raise ValueError(f"{where}: {said}")
     return value
 
+def _votes(values): # `(N,)` of each row; None for probabilities, and for percent, which look like 100 votes a row
+    x = np.asarray(values, dtype=np.float64)
+    sums = x.sum(1)
+    return None if (x != x.round()).any() or (sums == 100).all() else sums.astype(int)
+
 def to_probabilities(values:list,       # `(N, K)` probabilities or counts, not negative
           rows:list,         # N names of the rows, for messages
           rescale:bool=False, # divide rows that sum to nearly 1, or nearly 100, by their sum
@@ -260,12 +266,12 @@ def _found(said, images): # the images that names mean, None where no image or s
     return next((found for found in rules if all(found)), exact)
 
 # %% ../../nbs/vision/labels.ipynb #bfdec2bf
-def _values(path, header, columns, rows, decimal, rescale): # probabilities `(N, K)` or class ids, and class names
+def _values(path, header, columns, rows, decimal, rescale): # probabilities `(N, K)` or ids, names, votes of each row
     if len(columns) > 1:
         named, classes = [f'{line} ({r[0]})' for line, r in rows], [header[i] for i in columns]
         x = [[_number(r[i], decimal, f'{path}, row {name}, column {header[i]!r}') for i in columns]
              for name, (_, r) in zip(named, rows)]
-        return to_probabilities(x, named, rescale, path), classes
+        return to_probabilities(x, named, rescale, path), classes, _votes(x)
     said = [r[columns[0]] for _, r in rows]
     for (line, r), name in zip(rows, said):
         if not name: raise ValueError(f"{path}, row {line} ({r[0]}), column {header[columns[0]]!r}: the cell is empty")
@@ -273,7 +279,7 @@ def _values(path, header, columns, rows, decimal, rescale): # probabilities `(N,
         raise ValueError(f"{path}, column {header[columns[0]]!r}: one column of numbers says nothing of a second class")
     classes = sorted(set(said), key=lambda c: (int(c), c) if c.isdigit() else (np.inf, c)) # 2 before 10
     ids = {c: k for k, c in enumerate(classes)}
-    return np.array([ids[name] for name in said]), classes
+    return np.array([ids[name] for name in said]), classes, np.ones(len(said), int)
 
 def _parts_said(path, rows, column): # 'train', 'valid' or 'test' of each row
     parts = [part_of(r[column]) for _, r in rows]
@@ -283,6 +289,10 @@ def _parts_said(path, rows, column): # 'train', 'valid' or 'test' of each row
             raise ValueError(f"{where}: {r[column]!r} is none of train, valid, test")
     if 'train' not in parts: raise ValueError(f"{path}, column 'split': no row of the training part")
     return parts
+
+def _votes_of_images(votes, at): # `(N,)`; None where the mean over an image's rows is no share of votes
+    if votes is None or any(len(set(votes[of])) > 1 for of in at.values()): return None
+    return np.array([votes[of].sum() for of in at.values()])
 
 def _one_row_each(path, names, rows, annotator): # image -> its rows, more than one only of several annotators
     out = defaultdict(list)
@@ -311,7 +321,7 @@ def read_table(path,         # of a CSV file; separated by semicolons or tabs as
         raise ValueError(f"{path}, row {missing[0][0]}: labels name files that are not below {root}: "
                          f"{shortened([n for _, n in missing], 5)}")
     if _found(header[:1], images)[0]: raise ValueError(f"{path} has no header: it begins with {header}; {_MEANT}")
-    targets, classes = _values(path, header, columns, rows, decimal, rescale)
+    targets, classes, votes = _values(path, header, columns, rows, decimal, rescale)
     if 'annotator' in roles and targets.ndim == 1: targets = np.eye(len(classes))[targets]
     parts = _parts_said(path, rows, roles['split']) if 'split' in roles else None
     at = _one_row_each(path, names, rows, roles.get('annotator'))
@@ -321,7 +331,8 @@ def read_table(path,         # of a CSV file; separated by semicolons or tabs as
     targets = np.stack([targets[of].mean(0) if targets.ndim == 2 else targets[of[0]] for of in at.values()])
     return Labelled(list(at), targets, classes,
                     [parts[of[0]] for of in at.values()] if parts else None,
-                    [f'{len(left_out):,} images without a row: {shortened(left_out)}'] if left_out else [])
+                    [f'{len(left_out):,} images without a row: {shortened(left_out)}'] if left_out else [],
+                    votes=_votes_of_images(votes, at) if targets.ndim == 2 else None)
 
 def read_array(path, images:list, rescale:bool=False)->Labelled: # targets `(N, K)`
     "Probabilities or votes from an npy file, in the order of the sorted names."
@@ -335,4 +346,5 @@ def read_array(path, images:list, rescale:bool=False)->Labelled: # targets `(N, 
     if len(bad := np.argwhere(~(np.isfinite(x) & (x >= 0)))):
         at = f'row {rows[bad[0][0]]}, column {bad[0][1]}'
         raise ValueError(f"{path}, {at}: {x[tuple(bad[0])]} is negative or not finite")
-    return Labelled(list(images), to_probabilities(x, rows, rescale, path), [str(k) for k in range(x.shape[1])])
+    return Labelled(list(images), to_probabilities(x, rows, rescale, path), [str(k) for k in range(x.shape[1])],
+                    votes=_votes(x))

@@ -35,6 +35,7 @@ class ImageSet:
     images:object      # a tensor `(N, C, H, W)` of floats, an array `(N, H, W, C)` of bytes, or `Files`
     targets:Tensor     # `(N,)` class ids or `(N, K)` probabilities
     rows:Tensor = None # `(n,)` numbers of the images that belong to it; None: all
+    votes:Tensor = None # `(N,)` how many votes each target is the share of; None: not known
 
     def __post_init__(self):
         n, m = len(self.images), len(self.targets)
@@ -52,6 +53,10 @@ class ImageSet:
     @property
     def part_targets(self)->Tensor: # `(n,)` class ids or `(n, K)` probabilities, of its own rows
         return self.targets[self.rows]
+
+    @property
+    def part_votes(self)->Tensor: # `(n,)` of its own rows, or None
+        return None if self.votes is None else self.votes[self.rows]
 
     def name(self, i:int)->str: # of the file, or a number
         row = int(self.rows[i])

@@ -321,6 +321,15 @@ def test_vote_floor_with_votes_that_differ_by_row_and_many_of_them():
     assert vote_floor(p.float(), 3).kl_divergence == pytest.approx(vote_floor(p, 3).kl_divergence, abs=1e-6)
 
 
+def test_calibrated_floor_of_votes_that_differ_by_row():
+    "As many votes in every row is the number; rows of few votes have the floor of few."
+    p = torch.tensor([[.6, .3, .1]]).repeat(30, 1)
+    floor = lambda votes, draws=5: calibrated_floor(p, draws=draws, num_votes=votes,
+                                                    generator=torch.Generator().manual_seed(0))
+    assert floor(4) == pytest.approx(floor(torch.full((30,), 4)), rel=1e-7)
+    assert floor(50, 200) < floor(torch.tensor([2, 50]*15), 200) < floor(2, 200)
+
+
 def test_calibrated_floor_of_votes_is_lower_and_is_the_mean_ece():
     p, *_ = soft_problem(200, 4, 11)
     one, ten = (calibrated_floor(p, draws=50, num_votes=v, generator=torch.Generator().manual_seed(0)) for v in (1, 10))
@@ -349,7 +358,7 @@ P, Y = torch.full((4, 3), 1/3), torch.tensor([0, 1, 2, 0])
     (lambda: vote_floor(P, torch.tensor([1, 2])), r'num_votes must be .*\(4,\) of them'),
     (lambda: vote_floor(P, 1.5), 'num_votes must be a whole number'),
     (lambda: vote_floor(2*P, 1), 'rows of probs must sum to 1'),
-    (lambda: calibrated_floor(P, num_votes=0), 'num_votes must be at least 1, got 0'),
+    (lambda: calibrated_floor(P, num_votes=0), 'num_votes must be a whole number, at least 1'),
     (lambda: expected_calibration_error(P, Y.float()), 'labels must be integer class ids, got torch.float32'),
     (lambda: expected_calibration_error(P, Y+1), r'labels must lie in \[0, 3\), got 1 to 3'),
     (lambda: expected_calibration_error(P, Y-1), r'labels must lie in \[0, 3\)'),

@@ -478,16 +478,21 @@ def labels_of(parts, kind):
 
 
 def of_rank(rank, parts, kind, name):
-    "A rank's losses and gradient, summed over the ranks; `labels`: two rows at a time, labels drawn beforehand."
+    """A rank's losses and gradient, summed over the ranks.
+
+    `labels`: two rows at a time, labels drawn beforehand; `drawn`: by `micro_batch_noise`, from the targets."""
     import torch.distributed as dist
     x, w, targets = batch()
     rows, w = slice(sum(parts[:rank]), sum(parts[:rank+1])), w.requires_grad_()
     t, labels = targets[kind][rows], labels_of(parts, kind)[rows]
-    steps = [slice(i, i+2) for i in range(0, len(labels), 2)] if name == 'labels' else [slice(0, len(labels))]
-    source = {'batch': InBatch(ranks='all'), 'labels': None, 'extra': torch.tensor([1, 1]),
+    size = 2 if name in ('labels', 'drawn') else len(labels)
+    steps = [slice(i, i+size) for i in range(0, len(labels), size)]
+    source = {'batch': InBatch(ranks='all'), 'labels': None, 'drawn': None, 'extra': torch.tensor([1, 1]),
               'fresh': Fresh(5, generator=o.generator(rank), ranks='all')}[name]
     sources = [source]
     if name in ('labels', 'extra'): sources = micro_batch_noise([labels[s] for s in steps], source, ranks='all')
+    if name == 'drawn':
+        sources = micro_batch_noise([t[s] for s in steps], draw_labels=True, generator=o.generator(rank), ranks='all')
     value = sum(expected_info_nce(x[rows][s] @ w, t[s], noise_probs=ETA, noise_samples=q, reduction='sum',
                                   generator=o.generator(rank))
                 for s, q in zip(steps, sources))
@@ -497,7 +502,7 @@ def of_rank(rank, parts, kind, name):
 
 
 @pytest.mark.parametrize('kind', ['ids', 'sparse', 'dense'])
-@pytest.mark.parametrize('name', ['batch', 'labels', 'extra', 'fresh'])
+@pytest.mark.parametrize('name', ['batch', 'labels', 'drawn', 'extra', 'fresh'])
 @pytest.mark.parametrize('world', PARTS)
 def test_ranks_and_micro_batches_are_the_global_batch(pool, world, name, kind):
     parts = PARTS[world]

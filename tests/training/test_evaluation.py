@@ -7,9 +7,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from training_jobs import weights
 
-from softnce.losses import SoftTargetInfoNCE
+from softnce.losses import ExpectedInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE
+from softnce.noise import ClosedForm
+from softnce.targets import SparseTargets
 from softnce.training.config import TrainConfig
-from softnce.training.evaluation import classification_metrics, evaluate, predict, read_out
+from softnce.training.evaluation import classification_metrics, evaluate, predict, read_out, read_out_caveat
 from softnce.vision.batches import Batches
 from softnce.vision.models import SmallCNN
 
@@ -55,3 +57,72 @@ def test_predict_uses_evaluation_mode_and_puts_the_mode_back(splits):
         assert model.training is mode and torch.equal(before, weights(model))
     double = [(torch.rand(2, 1, 8, 8, dtype=torch.float64), torch.zeros(2))]
     assert predict(model.double(), double)[0].dtype == torch.float64
+
+
+# ---- distributions as labels, and kinds of training targets
+
+class Given(nn.Module):
+    def forward(self, x): return x
+
+
+def votes_and_logits(n=40):
+    g = torch.Generator().manual_seed(2)
+    votes = torch.multinomial(torch.full((n, 3), 1/3), 5, replacement=True, generator=g)
+    return nn.functional.one_hot(votes, 3).double().mean(1), 2*torch.randn(n, 3, generator=g, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('form', ['dense', 'sparse'])
+def test_distributions_are_scored_as_such(form):
+    "Every score by hand, in batches; the temperature minimises the cross-entropy to the distributions."
+    q, logits = votes_and_logits()
+    batches = [(l, SparseTargets.from_counts(5*v) if form == 'sparse' else v)
+               for l, v in zip(logits.split(7), q.split(7))]
+    got, p = evaluate(Given(), nn.CrossEntropyLoss(), batches, TrainConfig()), logits.softmax(1)
+    by_hand = dict(cross_entropy=-(q*p.log()).sum(1).mean(), soft_brier=(p-q).square().sum(1).mean(),
+                   kl=(torch.xlogy(q, q) - torch.xlogy(q, p)).sum(1).mean(),
+                   total_variation=(p-q).abs().sum(1).mean()/2,
+                   expected_accuracy=q.gather(1, p.argmax(1, keepdim=True)).mean(),
+                   top1=(p.argmax(1) == q.argmax(1)).double().mean(),
+                   nll=-p.gather(1, q.argmax(1, keepdim=True)).log().mean())
+    for name, value in by_hand.items(): assert got[name] == pytest.approx(value.item(), rel=1e-9), name
+    assert {'soft_ece', 'classwise_ece', 'entropy_correlation', 'ece', 'brier'} <= set(got)
+    def soft(T): return -(q*(logits/T).log_softmax(1)).sum().item()
+    T = got['temperature']
+    assert soft(T) < min(soft(1.01*T), soft(T/1.01))
+
+
+def test_class_ids_have_the_columns_they_had():
+    q, logits = votes_and_logits()
+    got = evaluate(Given(), nn.CrossEntropyLoss(), [(logits, q.argmax(1))], TrainConfig())
+    assert set(got) == {'nll', 'temperature', 'top1', 'ece', 'brier'}
+
+
+def test_smoothing_is_undone_but_for_the_logarithms():
+    "Cross-entropy and KL are those of `probs(logits)`: undoing a smoothing makes zeros."
+    q, logits = votes_and_logits()
+    got = evaluate(Given(), SoftTargetCrossEntropy(), [(4*logits, q)], TrainConfig(epsilon=.3))
+    p = (4*logits).softmax(1)
+    assert got['cross_entropy'] == pytest.approx(-(q*p.log()).sum(1).mean().item())
+    undone = (p - .1).clamp(min=0)/(p - .1).clamp(min=0).sum(1, keepdim=True)
+    assert (undone == 0).any() and got['soft_brier'] == pytest.approx((undone-q).square().sum(1).mean().item())
+
+
+@pytest.mark.filterwarnings('error:probs reads')
+def test_the_kind_of_targets_reaches_the_read_out():
+    "What the loss refuses is read as labels, without a warning; why is told in words. What is right is read as it is."
+    eta, logits, eps = torch.tensor([.5, .3, .2]), torch.randn(6, 3), .1
+    in_batch = SoftTargetInfoNCE(noise_probs=eta)
+    in_batch(logits, torch.softmax(torch.randn(6, 3), 1))
+    as_labels = in_batch.probs(logits.double(), eps, targets='labels')
+    for kind in ('votes', 'teacher', 'mixed'):
+        assert torch.equal(read_out(in_batch, logits, eps, kind), as_labels)
+        assert f"targets='{kind}' cannot be read from in-batch" in read_out_caveat(in_batch, logits, kind)
+        for right in (ExpectedInfoNCE(eta), SoftTargetInfoNCE(eta, noise_samples=ClosedForm())):
+            assert read_out_caveat(right, logits, kind) == ''
+            assert torch.equal(read_out(right, logits, eps, kind), right.probs(logits.double(), eps, targets=kind))
+    assert read_out_caveat(in_batch, logits, 'labels') == read_out_caveat(nn.CrossEntropyLoss(), logits, 'votes') == ''
+    config = TrainConfig(targets='mixed', epsilon=eps)
+    assert evaluate(Given(), in_batch, [(logits, torch.arange(6) % 3)], config)['brier'] > 0
+    with pytest.warns(UserWarning, match='probs reads targets as labels'): read_out(in_batch, logits, eps)
+    for call in (lambda: read_out(in_batch, logits, eps, 'vote'), lambda: TrainConfig(targets='vote')):
+        with pytest.raises(ValueError, match="targets must be None, 'labels', .* or 'mixed', got 'vote'"): call()

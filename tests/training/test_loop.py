@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch import nn
 from training_jobs import NOISE, job, weights
 
-from softnce.losses import NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE
+from softnce.losses import (NLL, ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy,
+                             SoftTargetInfoNCE)
 from softnce.noise import ClosedForm, Fresh, InBatch, Queue
 from softnce.targets import SparseTargets, mix, smooth
 from softnce.training.checkpoints import StopRequested, load_checkpoint
@@ -172,7 +173,8 @@ def test_a_non_finite_loss_stops_at_its_step(splits, tmp_path):
 # ---- micro-batches
 
 def written_out(targets):
-    "Rows of a queue, which holds class ids as they were given or as sparse targets."
+    "Rows of a queue, which holds class ids as they were given or as sparse targets, and dense targets as they are."
+    if isinstance(targets, torch.Tensor) and targets.ndim == 2: return targets
     if isinstance(targets, torch.Tensor): targets = SparseTargets.from_labels(targets, K, torch.float64)
     return targets.dense()
 
@@ -184,26 +186,33 @@ N, K = 12, 5
 ETA = torch.tensor([.3, .1, .2, .25, .15], dtype=torch.float64)
 SOURCES = dict(in_batch=lambda: None, queue=lambda: Queue(20), closed_form=ClosedForm,
                fresh=lambda: Fresh(7, generator=torch.Generator().manual_seed(4)))
-LOSSES = dict(soft=SoftTargetInfoNCE, hard=InfoNCE, ce=SoftTargetCrossEntropy, sampled=SoftDistributionInfoNCE)
+LOSSES = dict(soft=SoftTargetInfoNCE, hard=InfoNCE, ce=SoftTargetCrossEntropy, sampled=SoftDistributionInfoNCE,
+              expected=ExpectedInfoNCE, of_rows=ExpectedInfoNCE)
+
+
+DRAW = 'sampled', 'expected', 'of_rows'  # labels, from a generator
 
 
 def step_of(kind, source, seed=0):
     "A linear model, a loss, and two steps' inputs and targets, in float64."
     g = torch.Generator().manual_seed(seed)
-    more = dict(generator=torch.Generator().manual_seed(9)) if kind == 'sampled' else {}
+    more = dict(generator=torch.Generator().manual_seed(9)) if kind in DRAW else {}
     options = {} if kind == 'ce' else dict(noise_probs=ETA, noise_samples=SOURCES[source](), **more)
     loss = LOSSES[kind](**options)
     steps = []
     for _ in range(2):
         x, y = torch.randn(N, 3, generator=g, dtype=torch.float64), torch.randint(K, (N,), generator=g)
         soft = SparseTargets(y[:, None], torch.ones(N, 1, dtype=torch.float64), num_classes=K)
-        steps.append((x, y if kind == 'hard' else smooth(mix(soft, .7), .1)))
+        targets = y if kind == 'hard' else smooth(mix(soft, .7), .1)
+        steps.append((x, targets.dense() if kind == 'of_rows' else targets))
     return torch.randn(3, K, generator=g, dtype=torch.float64).requires_grad_(), loss, steps
 
 
 @pytest.mark.parametrize('kind,source', [('soft', 'in_batch'), ('soft', 'queue'), ('soft', 'closed_form'),
                                          ('soft', 'fresh'), ('hard', 'in_batch'), ('hard', 'queue'), ('ce', 'in_batch'),
-                                         ('sampled', 'in_batch'), ('sampled', 'queue')])
+                                         ('sampled', 'in_batch'), ('sampled', 'queue'), ('expected', 'in_batch'),
+                                         ('expected', 'queue'), ('expected', 'fresh'), ('expected', 'closed_form'),
+                                         ('of_rows', 'in_batch'), ('of_rows', 'queue')])
 @pytest.mark.parametrize('edges', [(0, 6, 12), (0, 4, 8, 12), (0, 1, 12), (0, 5, 10, 11, 12)])
 def test_micro_batches_are_the_large_batch(kind, source, edges):
     "Value and gradient of two steps in a row (the second sees the queue) against the whole batch at once."
@@ -229,7 +238,7 @@ def test_plain_accumulation_would_be_another_loss():
     assert abs(naive - loss(x @ w, t).item()) > .1
 
 
-@pytest.mark.parametrize('name', ['cross-entropy', 'queue', 'hard', 'sampled'])
+@pytest.mark.parametrize('name', ['cross-entropy', 'queue', 'hard', 'sampled', 'expected'])
 def test_fit_in_micro_batches(name, splits):
     "Without batch normalisation, four micro-batches a step train the network of the whole batch."
     class Mlp(nn.Sequential):

@@ -2,13 +2,14 @@
 import torch
 from torch import nn
 
-from softnce.losses import NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE
+from softnce.losses import (NLL, ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy,
+                            SoftTargetInfoNCE)
 from softnce.noise import Fresh, Queue
 from softnce.vision.batches import Batches, Mixing
 from softnce.vision.models import SmallCNN
 
 NOISE = torch.full((10,), .1)
-NAMES = ['nll on drawn labels', 'cross-entropy', 'queue', 'fresh', 'sampled', 'hard']
+NAMES = ['nll on drawn labels', 'cross-entropy', 'queue', 'fresh', 'sampled', 'expected', 'hard']
 
 
 class Killed(Exception): pass
@@ -28,6 +29,7 @@ def job(name, splits):
         'queue': (SoftTargetInfoNCE(noise_probs=NOISE, noise_samples=Queue(300)), Mixing(10)),
         'fresh': (SoftTargetInfoNCE(noise_probs=NOISE, noise_samples=Fresh(40, generator=own)), Mixing(10)),
         'sampled': (SoftDistributionInfoNCE(noise_probs=NOISE, generator=own), Mixing(10)),
+        'expected': (ExpectedInfoNCE(noise_probs=NOISE, generator=own), Mixing(10)),
         'hard': (InfoNCE(noise_probs=NOISE), None)}[name]
     train, valid = Batches(splits.train, 120, True, mixing=mixing), Batches(splits.valid, 359)
     return Net(10, width=4, hidden=8), loss, train, valid

@@ -53,7 +53,7 @@ def test_noise_of_soft_targets_is_their_mean():
     targets = torch.tensor([[.5, .3, .2], [.3, .5, .2]]) # a class that is never the largest
     for name in ('info_nce', 'soft_distribution_info_nce', 'soft_target_info_nce'):
         torch.testing.assert_close(make_loss(name, targets, 3).noise_probs, torch.tensor([.4, .4, .2]))
-    with pytest.raises(ValueError, match=r'labels must give every class some probability; absent: \[1\]'):
+    with pytest.raises(ValueError, match=r'labels must contain every class unless floor is given; absent: \[1\]'):
         make_loss('info_nce', torch.tensor([[.5, 0., .5]]), 3)
 
 
