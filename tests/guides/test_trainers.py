@@ -32,7 +32,7 @@ def two_ranks(client, tmp_path, *launch):
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     environment = os.environ | {'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'}
     command = [sys.executable, *launch, str(HERE/'trainers.py'), client, str(tmp_path)]
-    done = subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, timeout=400, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-3000:]
     return [torch.load(tmp_path/f'{rank}.pt') for rank in range(2)]
 
