@@ -237,7 +237,6 @@ class FastaiLoss:
 def learner(whole, **options):
     try: from fastai.learner import Learner
     except ImportError as error: pytest.skip(f'fastai does not import: {error}')
-    pytest.importorskip('fastai.callback.progress')  # adds `no_bar` to Learner
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.optimizer import SGD
@@ -248,7 +247,7 @@ def learner(whole, **options):
 
 
 def quietly(learn, epochs=1):
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, .5)
+    with learn.no_logging(): learn.fit(epochs, .5)
     return parameters(learn.model)
 
 
@@ -272,7 +271,7 @@ def test_fastai_checkpoint(tmp_path):
 @ran('fastai', 'predict')
 def test_fastai_predicts():
     learn, points = learner(Whole(closed_form())), problem()[0]
-    with learn.no_bar(): probs, _, classes, losses = learn.get_preds(with_decoded=True, with_loss=True)
+    probs, _, classes, losses = learn.get_preds(with_decoded=True, with_loss=True)
     same(probs, unsmoothed(network()(points)).detach())
     assert torch.equal(classes, probs.argmax(1)) and losses.shape == (len(points),)
     assert learn.loss_func.reduction == 'mean'
