@@ -29,4 +29,4 @@ from softnce import _lazy
 # %% ../../nbs/vision/index.ipynb #b512e106
 globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy("softnce.vision", "files", "splits", "labels", "images", "batches", "models", "recipes",
-                              "use", "predictions")
+                              "use", "predictions", "judged", "interchange", "export")

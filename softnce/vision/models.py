@@ -106,6 +106,15 @@ def _classifiers(model): # names of the layers that end in logits
     names = model.pretrained_cfg.get('classifier') if hasattr(model, 'pretrained_cfg') else 'head'
     return (names,) if isinstance(names, str) else tuple(names or ())
 
+def timm_architecture(name:str, size:int, channels:int, pretrained=False, **others)->tuple: # arguments of `make_model`
+    "timm's name of a model of `make_model`, and the arguments that its body needs in timm."
+    import timm
+    full = _ALIASES.get(name, name).split('.')[0]
+    default = timm.models.get_pretrained_cfg(full) if timm.is_model(full) else None
+    args = _alias_options(name, size, pretrained) | (dict(in_chans=channels) if channels != 3 else {})
+    if default is not None and default.fixed_input_size and size != default.input_size[-1]: args['img_size'] = size
+    return full, args
+
 def _put_heads(model, name, num_classes, hidden, logits_bn): # in the place of timm's classifiers
     if not _classifiers(model): raise ValueError(f"name must be a classifier, {name} has no layer that ends in logits")
     heads = []
