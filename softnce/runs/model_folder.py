@@ -102,7 +102,8 @@ class Model(NamedTuple):
     about:dict # the entry `softnce` of its `config.json`
     @property
     def run(self)->Path: # None of an exported model
-        return self.folder.parent if (self.folder.parent/'params.yaml').exists() else None
+        run = self.folder.parent
+        return run if self.folder.name == 'model' and (run/'params.yaml').exists() else None
     def weights(self, name:str=None)->str: # 'last', 'best'; None: those that count
         "The name of a file of weights; UsageError with those there are."
         there = self.about['weights']

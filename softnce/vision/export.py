@@ -21,7 +21,7 @@ __doc__ = """The folder that `softnce export RUN --to DIR` writes: a model to ha
 >>> print(table_of([dict(split='test', rows=30, top1=.9, nll=.31)]))
 | part | images | top-1 | NLL |
 |---|---|---|---|
-| test | 30 | 0.9000 [0.7437, 0.9654] | 0.3100 |
+| test | 30 | 0.9000 [0.7438, 0.9654] | 0.3100 |
 """
 
 # %% ../../nbs/vision/export.ipynb #2d5d3060
@@ -51,7 +51,7 @@ def table_of(rows:list)->str: # of metrics.json
     return '\n'.join('|---'*len(c)+'|' if c[0] == '---' else f"| {' | '.join(c)} |" for c in lines)
 
 # %% ../../nbs/vision/export.ipynb #1ea8fdcf
-_HEAD = """head = torch.nn.Sequential({layers})
+_HEAD = """head = torch.nn.Sequential({layers}).eval()
 head.load_state_dict(load_file('head.safetensors'))
 logits = head(body(images))"""
 
@@ -79,7 +79,7 @@ tags: [image-classification, softnce]
 # {network}, {count} classes
 
 Trained with [softnce](https://github.com/softnce/softnce) by `{loss}` on {rows} images of `{dataset}`.
-Weights: the {used} epoch's ({epoch}){averaged}.
+Weights: the {used} epoch's ({epoch}){averaged}.{others}
 
 Classes, in the order of the logits: {classes}.
 
@@ -115,16 +115,21 @@ judged on images like those it was trained on: for others, neither accuracy nor 
 """
 _MOST_NAMES = 100 # of classes in the card; config.json has all
 
-def card(model:Model, weights:str, found:dict, layers:str='')->str:
+def card(model:Model, weights:str, # 'last' or 'best'
+         found:dict,  # of `write_for_timm`
+         layers:str='', # of a head that timm does not know, as code
+        )->str:
     "The README.md of an export."
-    about, form, name = model.about, model.about['transform'], model.about['weights']['used'] if weights is None else weights
+    about, form, name = model.about, model.about['transform'], weights
     names = about['classes']
+    counted = about['weights']['used']
     more = f', and {len(names)-_MOST_NAMES} more in config.json' if len(names) > _MOST_NAMES else ''
     return _CARD.format(
         library='timm' if found['entries'] else 'softnce', network=about['model']['name'], count=len(names),
         loss=about['loss']['name'], rows=about.get('rows', 'some'), dataset=about.get('dataset', 'a data set'),
         note=about.get('note', 'a part of the data'), used=name, epoch=about['weights'][name]['epoch'],
         averaged=', averaged over the training' if about['averaged'] else '',
+        others='' if name == counted else f' The metrics below are those of the {counted} epoch.',
         classes=', '.join(f'`{c}`' for c in names[:_MOST_NAMES]) + more, table=table_of(Run(model.run).metrics()),
         how=_how_read(about), timm=_timm_code(found, layers), **form)
 
