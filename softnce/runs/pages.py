@@ -19,6 +19,7 @@ their text and outputs, without code, and pictures are inside it. An experiment 
 
 # %% ../../nbs/runs/pages.ipynb #ebc0c757
 import html
+from copy import deepcopy
 from .run import Run, write_atomically
 
 # %% ../../nbs/runs/pages.ipynb #c2d1d2c5
@@ -40,8 +41,10 @@ def page(notebook,   # executed
         )->str:      # HTML
     "The cells of the report, without code."
     from nbconvert import HTMLExporter # a second, and only a finished run needs it
-    part = notebook.copy()
-    part.cells = report_cells(notebook.cells)
+    part = deepcopy(notebook)
+    part.cells = report_cells(part.cells)
+    for c in part.cells: # warnings are in log.txt
+        if 'outputs' in c: c['outputs'] = [o for o in c['outputs'] if o.get('name') != 'stderr']
     exporter = HTMLExporter(template_name='basic', exclude_input=True, exclude_input_prompt=True,
                             exclude_output_prompt=True, exclude_anchor_links=True)
     body, _ = exporter.from_notebook_node(part)
