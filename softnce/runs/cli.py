@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/runs/cli.ipynb #3a2f7f60
-__doc__ = """The command `softnce`: list experiments, run one, say how far the runs are, collect and compare metrics.
+__doc__ = """The command `softnce`: list experiments, run one, say how far the runs are, collect metrics, use the model.
 
 It adds nothing to the functions of the other modules but options and exit codes: 0 finished, 1 the notebook failed,
 2 the request was wrong, 3 another process has the run, 75 stopped (the same command resumes it), 130 Ctrl-C.

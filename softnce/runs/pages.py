@@ -32,7 +32,8 @@ body {font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margi
 h1 {font-size: 1.7rem} h2 {font-size: 1.25rem; margin-top: 2rem; border-bottom: 1px solid #ddd}
 img {max-width: 100%; height: auto} pre {white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: 13px}
 table {border-collapse: collapse; font-size: 13px; margin: .6rem 0; border: 0}
-td, th {padding: .15rem .9rem .15rem 0; border: 0; border-bottom: 1px solid #e5e5e5; vertical-align: top; text-align: left}
+td, th {padding: .15rem .9rem .15rem 0; border: 0; border-bottom: 1px solid #e5e5e5; vertical-align: top}
+td, th {text-align: left}
 .jp-InputArea-prompt, .jp-OutputPrompt, .prompt, .anchor-link {display: none}
 """
 

@@ -72,9 +72,9 @@ def fit(model:nn.Module,    # inputs to logits
        )->dict:             # the row that counts: seed, epoch, split, lr, train_loss and what `evaluate` returns
     """Train, evaluate after every epoch, and go on from `config.checkpoint_dir` if there is something to go on from.
 
-    The last epoch counts, with `config.patience` the best. The global generators are seeded inside and put back after. FloatingPointError if the loss stops being finite;
-    ValueError if the checkpoint was made with other settings; StopRequested after SIGTERM or SIGUSR1, with the
-    checkpoint written."""
+    The last epoch counts, with `config.patience` the best. The global generators are seeded inside and put back after.
+    FloatingPointError if the loss stops being finite; ValueError if the checkpoint was made with other settings;
+    StopRequested after SIGTERM or SIGUSR1, with the checkpoint written."""
     with _forward_put_back(model), scoped_seed(config.seed), note_stop_signals() as signals:
         job = _start(model, loss, train_loader, config, generators)
         _restore(job)

@@ -29,7 +29,7 @@ import math
 from importlib import util
 from pathlib import Path
 from ..runs import UsageError
-from ..runs.model_folder import Model, find_model, write_config, write_folder
+from ..runs.model_folder import Model, write_config, write_folder
 from ..runs.run import Run
 
 # %% ../../nbs/vision/export.ipynb #989cd630
@@ -67,7 +67,8 @@ def _how_read(about): # in words
     text = f"`{about['loss']['name']}`'s own `probs`, read for {how['targets'] or 'labels'}"
     if about['epsilon']: text += f", trained with smoothing {about['epsilon']}"
     if how['epsilon']: text += ' which is undone'
-    if how['temperature'] != 1: text += f", then a temperature of {how['temperature']:.4g} fitted on the validation part"
+    T = how['temperature']
+    if T != 1: text += f", then a temperature of {T:.4g} fitted on the validation part"
     return '. '.join([text, *(n[0].upper()+n[1:] for n in how['notes'])]) + '.'
 
 # %% ../../nbs/vision/export.ipynb #cdfef27e
@@ -143,7 +144,7 @@ def _check_target(to):
 def _check_installed():
     missing = [m for m in ('onnx', 'onnxruntime', 'onnxscript') if not util.find_spec(m)]
     if missing:
-        raise UsageError(f"ONNX needs {', '.join(missing)}: pip install softnce[export], or leave it out with --no-onnx")
+        raise UsageError(f"ONNX needs {', '.join(missing)}: pip install softnce[export], or leave it out (--no-onnx)")
 
 def _fill(part, model, weights, onnx): # the files
     from softnce.vision.interchange import write_for_timm, write_onnx # seconds

@@ -148,8 +148,8 @@ def predict_files(model:Model,      # of `find_model`
     paths, classes = find_images(given), model.about['classes']
     _check_some_open(paths)
     top = top or (usual_top(len(classes)) if csv else 3) # three fit a line
-    table = new_table(Path(csv).expanduser(), ['file', *header(classes, top), 'error']) if csv else _on_terminal(classes, top)
-    with table as write:
+    columns = ['file', *header(classes, top), 'error']
+    with new_table(Path(csv).expanduser(), columns) if csv else _on_terminal(classes, top) as write:
         from softnce.vision.use import load_run # seconds
         unread = _predict_all(load_run(model.folder, weights, device), paths, write, top, batch_size)
     for path, why in unread: print(f'cannot be read: {path} ({why})', file=sys.stderr)

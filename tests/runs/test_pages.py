@@ -2,7 +2,6 @@
 import time
 
 import nbformat
-import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from small_experiments import PARAMS
 
@@ -28,7 +27,8 @@ def test_a_run_leaves_its_report(tmp_path):
     text = (run.dir/'report.html').read_text()
     for seen in (f'<h1>n {run.dir.name}</h1>', 'What &amp; why', 'to be seen', 'src="data:image/png;base64,'):
         assert seen in text, seen
-    for hidden in ('not to be seen', 'plt.subplots', 'a warning', 'http://', 'https://'): assert hidden not in text, hidden
+    for hidden in ('not to be seen', 'plt.subplots', 'a warning', 'http://', 'https://'):
+        assert hidden not in text, hidden
     start = time.monotonic()
     pages.write_page(run)
     assert time.monotonic()-start < 3

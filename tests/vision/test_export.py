@@ -25,7 +25,8 @@ def code_of(card): # the Python of a card
 
 @pytest.mark.parametrize('name, asked', [
     ('test_resnet', dict(hidden=0)), ('test_vit', dict(hidden=0, image_size=64)),
-    ('vit_tiny', dict(image_size=32, hidden=0)), ('test_resnet', dict(hidden=8)), ('test_vit', dict(hidden=8, logits_bn=True, image_size=160))])
+    ('vit_tiny', dict(image_size=32, hidden=0)), ('test_resnet', dict(hidden=8)),
+    ('test_vit', dict(hidden=8, logits_bn=True, image_size=160))])
 def test_timm_alone_gives_the_logits(name, asked, tmp_path, monkeypatch):
     "A linear head is timm's own; another one is read by the lines of the card."
     data, model, to = exported(tmp_path, model=name, loss=dict(name='nll'), **asked)
@@ -105,13 +106,14 @@ def test_metrics_as_a_table():
 def test_refusals(tmp_path, monkeypatch):
     keep(tmp_path); finished(tmp_path)
     model = find_model(tmp_path)
-    for to, message in ((tmp_path/'images', 'is there and not empty'), (tmp_path/'metrics.json', 'is there and not empty'),
-                        (tmp_path/'metrics.json'/'x', 'is no folder')):
-        with pytest.raises(UsageError, match=message): export_model(model, to)
+    for name, message in (('images', 'is there and not empty'), ('metrics.json', 'is there and not empty'),
+                          ('metrics.json/x', 'is no folder')):
+        with pytest.raises(UsageError, match=message): export_model(model, tmp_path/name)
     from softnce.vision import export
     monkeypatch.setattr(export.util, 'find_spec', lambda name: None)
     with pytest.raises(UsageError, match=r'needs onnx, onnxruntime, onnxscript: pip install softnce\[export\]'):
         export_model(model, tmp_path/'to')
     to = export_model(model, tmp_path/'to', onnx=False)
-    with pytest.raises(UsageError, match='is an exported model: export the run'): export_model(find_model(to), tmp_path/'x', onnx=False)
+    with pytest.raises(UsageError, match='is an exported model: export the run'):
+        export_model(find_model(to), tmp_path/'x', onnx=False)
     shutil.rmtree(to)

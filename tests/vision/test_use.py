@@ -39,7 +39,8 @@ def test_a_loaded_model_gives_the_logits_of_the_training(kind, tmp_path):
     assert model.classes == data.classes and not model.model.training
     if kind == 'folder':
         paths = [part.images.root/part.name(i) for i in range(len(part))]
-        torch.testing.assert_close(model.predict(paths, batch_size=4), model.read_out(out['test'][0]), rtol=0, atol=1e-5)
+        want = model.read_out(out['test'][0])
+        torch.testing.assert_close(model.predict(paths, batch_size=4), want, rtol=0, atol=1e-5)
 
 
 def put_pictures(root, each=14):
@@ -145,8 +146,9 @@ def test_damage_is_named_with_its_path(tmp_path):
     with pytest.raises(UsageError, match='model/model.safetensors is missing'): load_run(tmp_path/'model')
     config = tmp_path/'model'/'config.json'
     whole = config.read_text()
+    later = whole.replace('"format": 1', '"format": 9')
     for text, message in ((whole[:90], 'config.json is damaged'), ('{"architecture": "resnet18"}', 'is not of softnce'),
-                          (whole.replace('"format": 1', '"format": 9'), 'has format 9, this version of softnce reads 1')):
+                          (later, 'has format 9, this version of softnce reads 1')):
         config.write_text(text)
         with pytest.raises(UsageError, match=message): load_run(tmp_path/'model')
 
@@ -255,7 +257,8 @@ def test_classes_and_confusions():
     counts = confusion(probs, torch.tensor(true))
     assert counts.tolist() == [[1, 2, 0], [1, 1, 0], [1, 0, 0]]
     table = per_class(counts, ['x', 'y', 'z']).set_index('class')
-    assert list(table.index) == ['z', 'x', 'y'] and table['taken for'].to_dict() == dict(z='x (1)', x='y (2)', y='x (1)')
+    assert list(table.index) == ['z', 'x', 'y']
+    assert table['taken for'].to_dict() == dict(z='x (1)', x='y (2)', y='x (1)')
     assert table.loc['x', 'found'] == 1/3 and table.loc['y', 'right when said'] == 1/3
     assert np.isnan(table.loc['z', 'right when said'])
 
@@ -288,7 +291,8 @@ def test_predictions_have_their_names(tmp_path):
         k = int(r['file'].split('.')[0])
         assert (float(r['q_x']), float(r['q_y'])) == pytest.approx(((1+k % 2)/3, (1+(k+1) % 2)/3), abs=1e-6)
         assert r['label'] == ('y' if k % 2 == 0 else 'x') and float(r['p_x']) == .5 and r['file'] != bad
-    with pytest.warns(UserWarning, match='the rows have no names'): assert readable_rows(data.test, [], len(read)) is None
+    with pytest.warns(UserWarning, match='the rows have no names'):
+        assert readable_rows(data.test, [], len(read)) is None
     save_predictions(tmp_path/'p.csv', data.test, None, probs, labels, data.classes)
     assert next(csv.DictReader(open(tmp_path/'p.csv')))['file'] == ''
 
