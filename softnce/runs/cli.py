@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/runs/cli.ipynb #3a2f7f60
-__doc__ = """The command `softnce`: list experiments, run one, say how far the runs are, collect and compare metrics.
+__doc__ = """The command `softnce`: list experiments, run one, say how far the runs are, collect metrics, use the model.
 
 It adds nothing to the functions of the other modules but options and exit codes: 0 finished, 1 the notebook failed,
 2 the request was wrong, 3 another process has the run, 75 stopped (the same command resumes it), 130 Ctrl-C.
@@ -28,6 +28,7 @@ from .execute import (DISK_FULL, EXIT_STOPPED, RunFailed, RunStopped, StopHandle
                                   handle_stop_signals, run_experiment)
 from .experiment import find_experiment, list_experiments
 from .locks import RunLocked
+from .model_folder import find_model
 from .progress import clean, show_status, watch_status
 from .report import collect, command_output, compare, short_table
 from .run import short_path, write_atomically
@@ -97,6 +98,19 @@ def _clean(root, failed, dry_run):
     gone = clean(root, dry_run)
     for folder in gone: print('would remove' if dry_run else 'removed', short_path(folder))
     print(f"{len(gone)} failed run{'s' if len(gone) != 1 else ''}; softnce status {short_path(root)}  shows the others")
+
+# %% ../../nbs/runs/cli.ipynb #04ec8526
+def _predict(run, files, csv, top, weights, device, batch_size):
+    "Predictions to a file or stdout; exit code 1 where a file cannot be read."
+    model = find_model(run)
+    unread = model.tool('predictions').predict_files(model, files, csv, top, weights, device, batch_size)
+    if unread: raise SystemExit(1)
+
+def _export(run, to, weights, onnx):
+    model = find_model(run)
+    folder = model.tool('export').export_model(model, to, weights, onnx)
+    for path in sorted(folder.iterdir()): print(f'{path.stat().st_size:>12,}  {short_path(path)}')
+    print(f'softnce predict {short_path(folder)} FILES...  uses it; README.md says how others do')
 
 # %% ../../nbs/runs/cli.ipynb #78e66db6
 def _add_list(app):
@@ -198,6 +212,41 @@ def _version():
     from softnce import __version__
     return __version__
 
+# %% ../../nbs/runs/cli.ipynb #637eb161
+def _weights():
+    from typer import Option
+    return Option(metavar='last|best', help='other weights than those that count')
+
+def _add_predict(app):
+    from typing import Annotated
+    from typer import Argument, Option
+    given = Argument(metavar='FILES...', help='images, folders of images, or patterns')
+    table = Option(metavar='FILE', help='write a table here; else the likeliest classes go to stdout')
+    largest = Option(metavar='K', min=1, help='only the K likeliest classes')
+    rows = Option('--batch-size', min=1, help='images at a time')
+    next_ = 'Exit codes: 0 all predicted, 1 some files cannot be read (they are named, the others predicted), 2 the '\
+            'request is wrong. Then: softnce export RUN --to DIR  hands the model on.'
+    @app.command(help='Class probabilities of images, by the model of a finished run.', epilog=next_)
+    def predict(run:Annotated[str, Argument(metavar='RUN', help='a run, or an exported model')],
+                files:Annotated[list[str], given],
+                csv:Annotated[str, table]=None,
+                top:Annotated[int, largest]=None,
+                weights:Annotated[str, _weights()]=None,
+                device:Annotated[str, Option(metavar='auto|cpu', help='auto: a GPU if there is one')]='auto',
+                batch_size:Annotated[int, rows]=64):
+        with exit_codes(): _predict(run, files, csv, top, weights, device, batch_size)
+
+def _add_export(app):
+    from typing import Annotated
+    from typer import Argument, Option
+    next_ = 'timm.create_model("local-dir:DIR", pretrained=True) reads the folder where timm has the network.'
+    @app.command(help='A folder to hand on: weights, ONNX, settings and a model card.', epilog=next_)
+    def export(run:Annotated[str, Argument(metavar='RUN', help='a finished run of images')],
+               to:Annotated[str, Option(metavar='DIR', help='a folder that is not there yet')],
+               weights:Annotated[str, _weights()]=None,
+               onnx:Annotated[bool, Option(help='also as ONNX, compared with the model')]=True):
+        with exit_codes(): _export(run, to, weights, onnx)
+
 # %% ../../nbs/runs/cli.ipynb #263d51c2
 def main():
     "Entry point of the console script `softnce`."
@@ -213,5 +262,6 @@ def main():
         pretty_exceptions_enable=False, # a traceback as Python prints it, also in a log
         rich_markup_mode=None,
         help='Experiments of softnce: list them, run one, collect the results.')
-    for add in (_add_version, _add_list, _add_run, _add_status, _add_collect, _add_compare, _add_clean): add(app)
+    for add in (_add_version, _add_list, _add_run, _add_status, _add_collect, _add_compare, _add_clean,
+                _add_predict, _add_export): add(app)
     with handle_stop_signals(StopHandler()): app()

@@ -27,6 +27,7 @@ from functools import cache
 from pathlib import Path
 from .changes import Changes, set_aside, with_earlier
 from .locks import lock
+from .pages import write_page
 from .preflight import check_run, working_dir
 from .report import environment, show_report
 from .run import STOP_SIGNALS, Run, begin_attempt, finish, short_path, write_atomically
@@ -179,6 +180,11 @@ def _execute(experiment, run, overrides, tee, held):
     raise progress.error(why, trace, run.dir)
 
 # %% ../../nbs/runs/execute.ipynb #5ccfec53
+def _draw_report(run, tee):
+    "Write report.html; a page that cannot be drawn is said, and does not undo a training."
+    try: write_page(run)
+    except Exception as e: tee.line(f'no report.html: {type(e).__name__}: {e}')
+
 def _attempt(checked, overrides, held, log):
     "One attempt at an unfinished run, under its lock."
     experiment, run = checked.experiment, checked.run
@@ -199,6 +205,7 @@ def _attempt(checked, overrides, held, log):
         tee.line(f'{label}: failed, no metrics.json; the same command resumes it')
         log.write(f'{e}\n')
         raise
+    _draw_report(run, tee)
     finish(run)
     tee.line(f'{label}: finished')
 

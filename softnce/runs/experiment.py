@@ -32,6 +32,9 @@ class Parameter(NamedTuple):
     "The default of a parameter and the comment beside it."
     default:object
     comment:str=''
+    @property
+    def added(self)->bool: # with its default a run is what it was before there was this parameter
+        return self.comment.endswith('added later')
 
 def _assignment(node):
     "Name and value of a line `name = literal`; UsageError for any other."
@@ -131,8 +134,12 @@ def resolve(experiment:Experiment,
     return found
 
 # %% ../../nbs/runs/experiment.ipynb #27d4e958
-def run_id(name:str,        # experiment
+def run_id(experiment,      # an `Experiment`; or a name, where no parameter was added later
            parameters:dict, # all of them, from `resolve`
           )->str:           # 8 hexadecimal digits
-    "Short hash of an experiment's name and its resolved parameters."
+    "Short hash of an experiment's name and its resolved parameters, without those added later that have their default."
+    name = experiment
+    if isinstance(experiment, Experiment):
+        name, known = experiment.name, experiment.parameters
+        parameters = {k: v for k, v in parameters.items() if not (known[k].added and v == known[k].default)}
     return hashlib.sha256(json.dumps([name, parameters], sort_keys=True).encode()).hexdigest()[:8]

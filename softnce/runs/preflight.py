@@ -156,7 +156,7 @@ def check_run(name:str,             # an experiment, or a path to an .ipynb
     "Everything that can be said before a run starts; nothing is made. UsageError for what is wrong."
     experiment = name if isinstance(name, Experiment) else find_experiment(name)
     resolved = resolve(experiment, parameters or {})
-    run = Run(Path(out_dir).expanduser().resolve()/experiment.name/run_id(experiment.name, resolved))
+    run = Run(Path(out_dir).expanduser().resolve()/experiment.name/run_id(experiment, resolved))
     found, notes = _look_at(experiment, resolved, run)
     if not run.finished: check_folder(run.dir, found.get('space', 0))
     now = provenance(experiment, found.get('data'))

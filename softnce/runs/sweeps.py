@@ -57,7 +57,7 @@ def run_dir(name:str,        # an experiment, or a path to an .ipynb
            )->Path:          # whether or not it exists
     "The directory of the run with these parameters; UsageError for parameters that the experiment does not have."
     experiment = find_experiment(name)
-    return runs_root(out_dir)/experiment.name/run_id(experiment.name, resolve(experiment, parameters))
+    return runs_root(out_dir)/experiment.name/run_id(experiment, resolve(experiment, parameters))
 
 # %% ../../nbs/runs/sweeps.ipynb #d1590d38
 def _options(parameters):
@@ -199,7 +199,7 @@ class Plan:
         parameters = {k: read_number(v) if isinstance(v, str) and _takes_numbers(experiment, k) else v
                       for k, v in parameters.items()} # Snakemake reads YAML 1.1, to which 1e-3 is text
         resolved, known = resolve(experiment, parameters), experiment.parameters
-        key = experiment.name, run_id(experiment.name, resolved)
+        key = experiment.name, run_id(experiment, resolved)
         if key not in self.runs:
             asked = needs(experiment, parameters)
             below = [self._add(name, s) for name, settings in asked.items() for s in settings]

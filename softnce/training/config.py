@@ -53,6 +53,8 @@ class TrainConfig:
     num_bins:int = 15            # of the ECE
     checkpoint_dir:str|Path|None = None # where to keep `last.pt`; None: no checkpoint
     checkpoint_steps:int = 0     # a checkpoint after so many steps, too; 0: after each epoch only
+    patience:int|None = None     # epochs without a lower validation NLL that end the training; the best weights count
+    keep_best:bool = False       # keep the weights of the lowest validation NLL as `best.pt`, beside `last.pt`
     device:str = 'cpu'           # 'cpu', or 'auto': a GPU if there is one
     trackers:tuple = ()          # of Accelerate: 'wandb', 'tensorboard', ...
     progress:bool = False        # a progress bar
@@ -69,6 +71,8 @@ class TrainConfig:
         self._check('layer_decay', self.layer_decay is None or 0 < self.layer_decay <= 1, "be in (0, 1] or None")
         self._check('ema', self.ema is None or 0 < self.ema < 1, "be in (0, 1) or None")
         self._check('clip_norm', self.clip_norm is None or self.clip_norm > 0, "be positive or None")
+        self._check('patience', self.patience is None or self.patience >= 1, "be at least 1 or None")
+        if self.patience and not self.checkpoint_dir: raise ValueError("patience needs a checkpoint_dir, got None")
         self._check('schedule', self.schedule in ('step', 'epoch'), "be one of step, epoch")
         self._check('ranks', self.ranks in ('own', 'all'), "be one of own, all")
         self._check('precision', self.precision in ('fp32', 'bf16', 'fp16'), "be one of fp32, bf16, fp16")

@@ -74,20 +74,21 @@ def fit(model:nn.Module,    # inputs to logits
         on_epoch=None,      # called with each epoch's row (on the first rank), such as `lambda row: run.log_row(**row)`
         generators=(),      # `torch.Generator`s of the caller's own, used by a transform, say
         evaluate=evaluate,  # `(model, loss, eval_loader, config) -> dict`
-       )->dict:             # the last row: seed, epoch, split, lr, train_loss and what `evaluate` returns
+       )->dict:             # the row that counts: seed, epoch, split, lr, train_loss and what `evaluate` returns
     """Train, evaluate after every epoch, and go on from `config.checkpoint_dir` if there is something to go on from.
 
-    The global generators are seeded inside and put back after. FloatingPointError if the loss stops being finite;
-    ValueError if the checkpoint was made with other settings; StopRequested after SIGTERM or SIGUSR1, with the
-    checkpoint written."""
+    The last epoch counts, with `config.patience` the best. The global generators are seeded inside and put back after.
+    FloatingPointError if the loss stops being finite; ValueError if the checkpoint was made with other settings;
+    StopRequested after SIGTERM or SIGUSR1, with the checkpoint written."""
     with _forward_put_back(model), scoped_seed(config.seed), note_stop_signals() as signals:
         job = _start(model, loss, train_loader, config, generators)
         _restore(job)
-        while job.epoch < config.epochs:
+        while job.epoch < config.epochs and not _stalled(job):
             with _ranks_set(loss, config.ranks): train_loss = _train_epoch(job, train_loader, signals)
             with job.accelerator.autocast(): metrics = evaluate(job.evaluated_model, loss, eval_loader, config)
             _end_epoch(job, train_loss, metrics, on_epoch)
     if config.trackers: job.accelerator.end_training()
+    if config.patience: return _take_best(job, model)
     if job.average: model.load_state_dict(job.average.module.state_dict())
     return job.history[-1]
 
@@ -144,6 +145,7 @@ def _end_epoch(job, train_loss, metrics, on_epoch):
     if on_epoch and job.accelerator.is_main_process: on_epoch(row)
     job.accelerator.log({k: v for k, v in row.items() if k != 'split'}, step=row['epoch']) # trackers take numbers
     job.history, job.batch, job.epoch_sums = job.history+[row], 0, [0., 0]
+    _keep_best(job) # before the checkpoint that says that this epoch is over
     _save(job)
 
 # %% ../../nbs/training/loop.ipynb #46276a18
@@ -257,7 +259,7 @@ class _Job:
 
 # %% ../../nbs/training/loop.ipynb #172bf8cd
 # on the weights: may be others when a training is resumed
-_NO_EFFECT = 'checkpoint_dir', 'checkpoint_steps', 'device', 'trackers', 'progress', 'targets'
+_NO_EFFECT = ('checkpoint_dir', 'checkpoint_steps', 'keep_best', 'device', 'trackers', 'progress', 'targets')
 
 def _start(model, loss, loader, config, generators):
     "A training before its first step, on its device."
@@ -356,3 +358,29 @@ def _restore(job):
     _name_checkpoint(job)
 
 def _name_checkpoint(job): job.last_checkpoint = f"epoch {job.epoch}, batch {job.batch} in {job.path}"
+
+# %% ../../nbs/training/loop.ipynb #1f55c6ee
+def _best_epoch(job): # from 1, that of the lowest validation NLL
+    values = [row['nll'] for row in job.history]
+    return values.index(min(values))+1
+
+def _stalled(job): # whether patience is at an end
+    patience = job.config.patience
+    return bool(patience and job.history and job.epoch - _best_epoch(job) >= patience)
+
+def _best_path(job): return job.path.with_name('best.pt')
+
+def _keep_best(job):
+    "The weights of an epoch that is the best so far, in a file of their own."
+    wanted = job.path and (job.config.patience or job.config.keep_best)
+    if wanted and job.accelerator.is_main_process and _best_epoch(job) == job.epoch:
+        save_checkpoint(dict(epoch=job.epoch, model=job.evaluated_model.state_dict()), _best_path(job))
+
+def _take_best(job, model):
+    "Load the best weights. Returns the row of their epoch; ValueError where the file is of another one."
+    epoch, state = _best_epoch(job), load_checkpoint(_best_path(job)) or {}
+    if state.get('epoch') != epoch:
+        raise ValueError(f"{_best_path(job)} must hold epoch {epoch}, the best, it holds {state.get('epoch')}: remove "
+                         f"{job.path.parent} to train again")
+    model.load_state_dict(state['model'])
+    return job.history[epoch-1]

@@ -15,6 +15,10 @@ __doc__ = """Data sets, batches, models and recipes for image classifiers.
     batches  augmented and mixed batches, each a function of seed, epoch and number
     models   bodies of timm's with the paper's head
     recipes  the settings of a training, and the training
+    use      the model that a run leaves: `load_run` gives an `ImageModel`
+    predictions  classes of images in files
+    judged   what a report shows
+    export   a folder to hand on, for timm and as ONNX (interchange)
 
 Their public names are importable from here, each module on first use:
 
@@ -28,4 +32,5 @@ from softnce import _lazy
 
 # %% ../../nbs/vision/index.ipynb #b512e106
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.vision", "files", "splits", "labels", "images", "batches", "models", "recipes")
+__getattr__, __dir__ = _lazy("softnce.vision", "files", "splits", "labels", "images", "batches", "models", "recipes",
+                             "use", "predictions", "judged", "interchange", "export")

@@ -106,6 +106,15 @@ def _classifiers(model): # names of the layers that end in logits
     names = model.pretrained_cfg.get('classifier') if hasattr(model, 'pretrained_cfg') else 'head'
     return (names,) if isinstance(names, str) else tuple(names or ())
 
+def timm_architecture(name:str, size:int, channels:int, pretrained=False, **others)->tuple: # arguments of `make_model`
+    "timm's name of a model of `make_model`, and the arguments that its body needs in timm."
+    import timm
+    full = _ALIASES.get(name, name).split('.')[0]
+    default = timm.models.get_pretrained_cfg(full) if timm.is_model(full) else None
+    args = _alias_options(name, size, pretrained) | (dict(in_chans=channels) if channels != 3 else {})
+    if default is not None and default.fixed_input_size and size != default.input_size[-1]: args['img_size'] = size
+    return full, args
+
 def _put_heads(model, name, num_classes, hidden, logits_bn): # in the place of timm's classifiers
     if not _classifiers(model): raise ValueError(f"name must be a classifier, {name} has no layer that ends in logits")
     heads = []
@@ -140,9 +149,9 @@ def _try(model, heads, name, shape, num_classes, logits_bn): # ValueError unless
 # %% ../../nbs/vision/models.ipynb #a8f62bad
 _UNPUBLISHED = "pretrained must be False or a checkpoint's file for {}, which has no published weights"
 
-def _body(name, size, channels, num_classes, drop_path, pretrained): # timm's model, its classifier still its own
+def _body(name, size, channels, num_classes, drop_path, pretrained, fetch): # timm's model, its classifier still its own
     full = _checked_name(name)
-    options = dict(num_classes=num_classes, in_chans=channels, pretrained=pretrained is True)
+    options = dict(num_classes=num_classes, in_chans=channels, pretrained=pretrained is True and fetch)
     if drop_path: options['drop_path_rate'] = drop_path
     try: model = _timm_model(full, size, **options, **_alias_options(name, size, pretrained))
     except OSError as e: # no network, or not the file
@@ -172,14 +181,16 @@ def make_model(name:str,             # 'small_cnn', 'resnet18_64', 'vit_tiny', '
                drop_path:float=0.,   # of models that have residual paths
                width:int=16,         # of 'small_cnn'
                pretrained=False,     # True: timm's weights (of 'vit_b16': MAE's), or a checkpoint's file
+              fetch:bool=True,      # False: the same network without these weights, for others that are loaded later
               )->nn.Module: # with `loaded`, what a checkpoint gave it
     """A classifier with the head of `make_head`; ValueError for a name that timm does not know, a size or a setting
     that the model cannot have, or a checkpoint of another model."""
     if not isinstance(pretrained, (bool, str, Path, type(None))) or pretrained == '':
         raise ValueError(f"pretrained must be True, False or a checkpoint's file, got {pretrained!r}")
-    if name == 'small_cnn': return _small_cnn(num_classes, channels, width, hidden, logits_bn, drop_path, pretrained)
-    model = _body(name, size, channels, num_classes, drop_path, pretrained)
-    if isinstance(pretrained, (str, Path)): model.loaded = load_weights(model, pretrained)
+    weights = pretrained if fetch else False
+    if name == 'small_cnn': return _small_cnn(num_classes, channels, width, hidden, logits_bn, drop_path, weights)
+    model = _body(name, size, channels, num_classes, drop_path, pretrained, fetch)
+    if isinstance(weights, (str, Path)): model.loaded = load_weights(model, pretrained)
     heads = _put_heads(model, name, num_classes, hidden, logits_bn)
     _try(model, heads, name, (2, channels, size, size), num_classes, logits_bn)
     return model

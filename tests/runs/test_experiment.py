@@ -103,6 +103,17 @@ def test_an_id_is_what_it_was():
     assert run_id('gmm', {'seeds': [0, 1], 'name': None, 'full': True}) == 'ff14b75e'
 
 
+def test_a_parameter_added_later_leaves_ids_as_they_were(tmp_path):
+    "Its default is no part of the id, any other value is; one without the mark always is."
+    n = Experiment(tmp_path/'coin.ipynb')
+    def id(source, **asked):
+        notebook(n.path, params=source)
+        return run_id(n, resolve(n, asked))
+    before = 'steps = 6\nlr = .5\n'
+    assert id(before) == id(before+'k = None # why; added later') == '4c871d8e'
+    assert len({'4c871d8e', id(before+'k = None # why'), id(before+'k = None # added later', k=2)}) == 3
+
+
 def test_experiment_parameters():
     "Every experiment: one cell tagged `parameters`, plain literals, one assignment a line; many with a comment."
     assert list_experiments()

@@ -281,3 +281,64 @@ def test_the_experiment_killed_at_random_moments_has_the_same_result(more, tmp_p
             shutil.rmtree(tmp_path/'killed')
     assert finish(tmp_path/'killed') == whole
     print(f'{kills} kills, lines of history.csv at each: {where}')
+
+
+# ---- the best epoch
+
+NLLS = [.9, .5, .7, .4, .6, .8, .3]
+
+
+def stopped_early(splits, folder, dies_after=99, patience=2):
+    "A training whose NLLs are given: with patience 2 the fourth epoch is the best, and the sixth the last."
+    model, loss, train, valid = job('cross-entropy', splits)
+    seen = {}
+    def judge(net, *args):
+        epoch = len(seen)+1
+        seen[epoch] = {k: v.clone() for k, v in net.state_dict().items()}
+        return dict(nll=NLLS[epoch-1])
+    def row_done(row):
+        if row['epoch'] == dies_after: raise KeyboardInterrupt
+    config = TrainConfig(epochs=7, lr=.02, warmup_epochs=0, ema=.5, patience=patience, keep_best=True,
+                         checkpoint_dir=folder)
+    return model, seen, lambda: fit(model, loss, train, valid, config, row_done, evaluate=judge)
+
+
+def test_early_stopping_takes_the_best_weights(splits, tmp_path):
+    model, seen, go = stopped_early(splits, tmp_path)
+    row = go()
+    assert list(seen) == [1, 2, 3, 4, 5, 6] and (row['epoch'], row['nll']) == (4, .4)
+    assert all(torch.equal(v, seen[4][k]) for k, v in model.state_dict().items())
+    assert not all(torch.equal(v, seen[6][k]) for k, v in model.state_dict().items())
+    again, none, go = stopped_early(splits, tmp_path)  # a finished training: read back
+    assert go() == row and not none
+    assert all(torch.equal(v, seen[4][k]) for k, v in again.state_dict().items())
+
+
+def test_without_patience_the_last_counts_and_the_best_is_kept(splits, tmp_path):
+    model, seen, go = stopped_early(splits, tmp_path, patience=None)
+    assert go()['epoch'] == 7 and all(torch.equal(v, seen[7][k]) for k, v in model.state_dict().items())
+    best = load_checkpoint(tmp_path/'best.pt')
+    assert best['epoch'] == 7
+    plain = TrainConfig(epochs=7, checkpoint_dir=tmp_path/'other')
+    fit(*job('cross-entropy', splits), plain)
+    assert not (tmp_path/'other'/'best.pt').exists()  # nobody asked for it
+
+
+def test_early_stopping_resumes(splits, tmp_path):
+    "Killed after an epoch is judged and before its checkpoint: the same best weights, the same end."
+    _, seen, go = stopped_early(splits, tmp_path/'whole')
+    whole = go()
+    _, first, go = stopped_early(splits, tmp_path/'killed', dies_after=5)
+    with pytest.raises(KeyboardInterrupt): go()
+    model, rest, go = stopped_early(splits, tmp_path/'killed')
+    rest.update({n: None for n in (1, 2, 3, 4)})  # epochs that are done
+    assert go() == whole and len(rest) == 6
+    assert all(torch.equal(v, seen[4][k]) for k, v in model.state_dict().items())
+
+
+def test_best_weights_of_another_epoch_are_refused(splits, tmp_path):
+    _, _, go = stopped_early(splits, tmp_path)
+    go()
+    (tmp_path/'best.pt').write_bytes(b'half')  # the one before is that of epoch 2
+    with pytest.warns(UserWarning, match='best.pt is damaged'), pytest.raises(ValueError, match='must hold epoch 4'):
+        stopped_early(splits, tmp_path)[2]()

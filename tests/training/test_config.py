@@ -14,6 +14,8 @@ from softnce.training.config import TrainConfig, cosine_lr, param_groups, scaled
     (dict(layer_decay=0.), 'layer_decay must be in'),
     (dict(ema=1.), 'ema must be in'),
     (dict(clip_norm=0.), 'clip_norm must be positive'),
+    (dict(patience=0), 'patience must be at least 1 or None, got 0'),
+    (dict(patience=3), 'patience needs a checkpoint_dir, got None'),
     (dict(schedule='linear'), "schedule must be one of step, epoch, got 'linear'"),
     (dict(ranks='local'), "ranks must be one of own, all, got 'local'"),
     (dict(precision='fp8'), "precision must be one of fp32, bf16, fp16, got 'fp8'"),
