@@ -11,6 +11,7 @@ __doc__ = """One loop for images, graphs and features, on one device or many.
     config       `TrainConfig`, and the learning rates that follow from it
     evaluation   logits of a loader, the loss's own read-out, metrics
     checkpoints  files, random states and stop signals, for a training that may be killed
+    tracking     a line in the epoch, and trackers
     loop         `fit`
     nodes        the same on several GPUs or machines, from a notebook
 
@@ -24,4 +25,4 @@ from softnce import _lazy
 
 # %% ../../nbs/training/index.ipynb #37f13a1c
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "loop", "nodes")
+__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "tracking", "loop", "nodes")

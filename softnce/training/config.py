@@ -51,8 +51,10 @@ class TrainConfig:
     checkpoint_dir:str|Path|None = None # where to keep `last.pt`; None: no checkpoint
     checkpoint_steps:int = 0     # a checkpoint after so many steps, too; 0: after each epoch only
     device:str = 'cpu'           # 'cpu', or 'auto': a GPU if there is one
-    trackers:tuple = ()          # of Accelerate: 'wandb', 'tensorboard', ...
-    progress:bool = False        # a progress bar
+    trackers:tuple = ()          # of Accelerate: 'tensorboard', 'wandb', 'mlflow', ...
+    run_name:str = ''            # for the trackers; a training that is resumed under it goes on there
+    described:dict|None = None   # more settings for the trackers
+    progress:bool|str|Path = False # a bar in the epoch; a path: a line there, for who runs it
 
     def __post_init__(self):
         self._check('epochs', self.epochs >= 1, "be at least 1")

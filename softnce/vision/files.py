@@ -38,13 +38,14 @@ def is_trace(name:str)->bool: # one folder or file of a path
     "Whether a system wrote it beside the data: hidden, or one of the names that Macs, Windows and servers leave."
     return name.startswith('.') or name in _TRACES
 
-def _walk(folder, top='', above=()): # names of files; of a folder without any, its own name with a slash
+def walk(folder, top='', above=()): # names of files; of a folder without any, its own name with a slash
+    "Everything below a folder but the traces of systems, in the order of the file system."
     real = os.path.realpath(folder)
     if real in above: return # a link to a folder above
     entries = [e for e in os.scandir(folder) if not is_trace(e.name)]
     if top and not entries: yield top
     for e in entries:
-        if e.is_dir(): yield from _walk(e.path, f'{top}{e.name}/', (*above, real))
+        if e.is_dir(): yield from walk(e.path, f'{top}{e.name}/', (*above, real))
         else: yield top+e.name
 
 def _members(path): # the same of a zip file; folders have entries of their own there
@@ -83,7 +84,7 @@ def scan(root,        # a folder, or a zip file
         )->Contents:  # names with `/`
     "What lies there, the traces of systems left out; ValueError for a file that is no zip file."
     root = place(root)
-    names = sorted(_walk(root) if root.is_dir() else _members(root))
+    names = sorted(walk(root) if root.is_dir() else _members(root))
     def is_image(n): return n.lower().endswith(ENDINGS)
     files = [n for n in names if not n.endswith('/')]
     return Contents([n for n in files if is_image(n)], [n for n in files if not is_image(n)],
