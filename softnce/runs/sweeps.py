@@ -118,7 +118,8 @@ def run_all(name:str,      # an experiment, or a path to an .ipynb
         if Run(folder).finished: continue
         shown = ' '.join(f'{k}={v}' for k, v in s.items())
         print(f'{i+1}/{len(settings)} {folder.parent.name} {folder.name} {shown}', flush=True)
-        err, code = _run_one(_command(name, s, root), folder, f'{i+1}/{len(settings)} {folder.parent.name} {folder.name}')
+        label = f'{i+1}/{len(settings)} {folder.parent.name} {folder.name}'
+        err, code = _run_one(_command(name, s, root), folder, label)
         if code == EXIT_STOPPED: raise RunStopped
         if code: failed[folder] = (err.strip().splitlines() or [f'exit code {code}'])[-1]
     if failed: raise _failures(failed, len(settings))

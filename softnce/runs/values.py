@@ -9,8 +9,8 @@ __all__ = ['UsageError', 'parse_overrides']
 __doc__ = """Values of parameters: of the type of the default, in the range of the comment, and read from text.
 
 A default says the type. A comment may begin with what is allowed, in brackets: `[int >= 1]`, `[float > 0, <= 1]`,
-`[nll | info_nce]`, `[float > 0 | none]`. A text is a number only where it looks like one: `1e-3` is, `010` and `1:30` stay text. Whatever
-does not fit is a `UsageError` of one line.
+`[nll | info_nce]`, `[float > 0 | none]`. A text is a number only where it looks like one: `1e-3` is, `010` and `1:30`
+stay text. Whatever does not fit is a `UsageError` of one line.
 
 >>> from softnce.runs.values import check_allowed, check_value, parse_overrides
 >>> parse_overrides(['lr=1e-3', 'seeds=[0, 1]', 'clock=1:30', 'name=010'])

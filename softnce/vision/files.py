@@ -36,7 +36,7 @@ _TRACES = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'T
 
 def is_trace(name:str)->bool: # one folder or file of a path
     "Whether a system wrote it beside the data: hidden, or one of the names that Macs, Windows and servers leave."
-    return name.startswith('.') or name in _TRACES
+    return name.startswith('.') and bool(name.strip('.')) or name in _TRACES # the folder above is none
 
 def walk(folder, top='', above=()): # names of files; of a folder without any, its own name with a slash
     "Everything below a folder but the traces of systems, in the order of the file system."
@@ -52,7 +52,9 @@ def _members(path): # the same of a zip file; folders have entries of their own 
     try:
         with zipfile.ZipFile(path) as z: names = [n.replace('\\', '/') for n in z.namelist()]
     except zipfile.BadZipFile as e:
-        raise ValueError(f"root must be a folder or a zip file, {path} is neither ({e})") from None
+        hint = {'.zip': ': it was cut short? fetch it again', '.gz': ': unpack it', '.tar': ': unpack it', '.tgz': ': unpack it',
+                '.7z': ': unpack it', '.rar': ': unpack it'}.get(path.suffix.lower(), '')
+        raise ValueError(f"root must be a folder or a zip file, {path} is neither ({e}){hint}") from None
     names = {n for n in names if not any(map(is_trace, n.rstrip('/').split('/')))}
     filled = {n[:i+1] for n in names for i, c in enumerate(n[:-1]) if c == '/'}
     return names - filled

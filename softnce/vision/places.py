@@ -6,16 +6,17 @@
 __all__ = []
 
 # %% ../../nbs/vision/places.ipynb #b0a47aa7
-__doc__ = """Where a data set lies, and what its files and folders say of classes and parts; no image is opened.
+__doc__ = """Where a data set lies, and what its files and folders say of classes and parts.
 
 `find_data` is the one call: whatever [the readers](images.ipynb) will refuse by names or labels, it refuses, without
 torch and within a second or two. The readers themselves are built from the same functions.
 
 >>> import tempfile
+>>> from PIL import Image
 >>> root = Path(tempfile.mkdtemp())
->>> for name in ('cat/1.jpg', 'cat/2.jpg', 'dog/3.jpg', 'dog/4.jpg'):
+>>> for name in ('cat/1.png', 'cat/2.png', 'dog/3.png', 'dog/4.png'):
 ...     (root/name).parent.mkdir(exist_ok=True)
-...     (root/name).touch()
+...     Image.new('L', (8, 8)).save(root/name)
 >>> found = find_data('folder', root)
 >>> found.classes, found.rows, found.at == [root]
 (2, 2, True)
@@ -26,7 +27,7 @@ import csv, itertools, os
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from .files import place, read_bytes, scan, shortened, walk
+from .files import Files, UnreadableImage, place, read_bytes, scan, shortened, walk
 from .labels import part_of, read_array, read_folders, read_table
 
 # %% ../../nbs/vision/places.ipynb #1f43b598
@@ -73,6 +74,11 @@ def _same_folder(root, names, parts): # two parts that are one folder, by a link
 # %% ../../nbs/vision/places.ipynb #1a06db09
 FOLDER = 'a folder of images', 'any size', 'one folder a class'
 
+def _refuse_without_images(root, contents, expected):
+    packed = [n for n in contents.others if n.lower().endswith(('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar'))]
+    hint = f'; {packed[0]} there is packed: unpack it, or give a zip file itself as root' if packed else ''
+    raise ValueError(f"{root}: found {contents}, but no images; {expected}{hint}")
+
 def read_layout(root,          # a folder, or a zip file
                 about=FOLDER,  # what it is, how large, where it comes from
                 listed=None,   # of root and `Contents`: the classes of images in no class folder, by file name
@@ -82,7 +88,7 @@ def read_layout(root,          # a folder, or a zip file
     "The classes and parts of any folder or zip file; FileNotFoundError, or ValueError with what was found."
     if root is None or not place(root).exists(): raise missing(about, root)
     root, contents, (what, _, source) = place(root), scan(root), about
-    if not contents.images: raise ValueError(f"{root}: found {contents}, but no images; expected {what}, {source}")
+    if not contents.images: _refuse_without_images(root, contents, f'expected {what}, {source}')
     images = [n for n in contents.images if without not in n.split('/')[:-1]]
     found = read_folders(images, str(root), listed(root, contents) if listed else None)
     if root.is_dir() and found.parts: _same_folder(root, found.names, found.parts)
@@ -131,7 +137,7 @@ def read_own(root,          # a folder, or a zip file, of images
     for name, path in dict(root=root, labels=labels).items():
         if path is None or not place(path).exists(): raise missing(OWN[name], path, name=name)
     root, contents = place(root), scan(root)
-    if not contents.images: raise ValueError(f"{root}: found {contents}, but no images")
+    if not contents.images: _refuse_without_images(root, contents, 'expected a folder or zip file of images')
     if str(labels).lower().endswith('.npy'): return root, read_array(labels, contents.images, rescale)
     return root, read_table(labels, contents.images, root, rescale)
 
@@ -152,7 +158,20 @@ def _train_rows(found, valid, test): # after the parts that are missing are draw
     for share in held: left = left - np.minimum(np.maximum(np.round(share*left), 1), np.maximum(left-1, 0))
     return int(left.sum())
 
-def _looked_at(root, found, valid): return Found([root], len(found.classes), _train_rows(found, valid, .1))
+def _check_readable(root, names): # five of many: pointers of Git LFS, error pages, a broken copy
+    failed = []
+    for i in range(0, len(names), -(-len(names)//5)):
+        try: Files(root, names)[i]; return
+        except UnreadableImage as e: failed.append(str(e))
+    raise ValueError(f"{root}: none of {len(failed)} images can be read, of {len(names)}: {shortened(failed)}")
+
+def _check_pickles(where, _): # a file that was cut short has another last byte
+    for name in ('train', 'test', 'meta') if where.is_dir() else ():
+        if (where/name).read_bytes()[-1:] != b'.': raise ValueError(f"{where}: {name} of CIFAR-100 was cut short")
+
+def _looked_at(root, found, valid):
+    _check_readable(root, found.names)
+    return Found([root], len(found.classes), _train_rows(found, valid, .1))
 
 # %% ../../nbs/vision/places.ipynb #4be9c1af
 MOST_FILES = 50_000   # of more, the layout is not read before the run: a second or two
@@ -167,7 +186,9 @@ def find_data(name:str, root=None, labels=None, valid:float=None)->Found:
     "What a data set is by its names and labels; FileNotFoundError or ValueError for what its reader would refuse."
     valid = (.2 if name == 'digits' else .1) if valid is None else valid
     if name == 'digits': return Found([], 10, 1078-round(1078*valid/.6)) # scikit-learn brings them
-    if name == 'cifar100': return Found([cifar_place(root or 'data')[0]], 100, round(50_000*(1-valid)))
+    if name == 'cifar100':
+        _check_pickles(*(at := cifar_place(root or 'data')))
+        return Found([at[0]], 100, round(50_000*(1-valid)))
     own = name in ('soft_labels', 'rescaled_labels')
     at, about, *how = dict(
         tiny_imagenet=(tiny_place, TINY, tiny_listed, ('train', 'valid'), 'test'),

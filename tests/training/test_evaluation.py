@@ -115,7 +115,8 @@ def test_images_that_one_rank_cannot_read_neither_stop_nor_shift_the_others(tmp_
     rest = lambda *bad, count=10: [i for i in range(count) if i not in bad]
     assert first[:7] == second[:7] == [rest(), rest(0), rest(0, 8), rest(1, 3, 5, 7, 9), rest(0, 1, 2, 3), [0],
                                        rest(count=5)]
-    assert first[7].startswith('0: 2 of 9 images cannot be read') and 'evaluation on rank 0: ValueError: 2 of 9' in second[7]
+    assert first[7].startswith('0: 2 of 9 images cannot be read')
+    assert 'evaluation on rank 0: ValueError: 2 of 9' in second[7]
     assert first[8].endswith('no row that can be evaluated') and second[8].endswith('no row that can be evaluated')
 
 
