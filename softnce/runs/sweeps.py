@@ -242,7 +242,7 @@ class Plan:
                 seen.add(key)
                 todo += self.runs[key].needs
                 try: check_run(self.runs[key].experiment, self.runs[key].parameters, self.out).changes.refuse()
-                except UsageError as e: found.setdefault(str(e), []).append(' '.join(key))
+                except UsageError as e: found.setdefault(str(e).removeprefix(f'{key[0]}: '), []).append(' '.join(key))
         return [f"{_count(keys)} cannot start: {message} ({', '.join(sorted(keys)[:3])}{', ...' if keys[3:] else ''})"
                 for message, keys in found.items()]
     def resource(self, name:str, default): # function of Snakemake's wildcards
