@@ -52,8 +52,8 @@ def _members(path): # the same of a zip file; folders have entries of their own 
     try:
         with zipfile.ZipFile(path) as z: names = [n.replace('\\', '/') for n in z.namelist()]
     except zipfile.BadZipFile as e:
-        hint = {'.zip': ': it was cut short? fetch it again', '.gz': ': unpack it', '.tar': ': unpack it', '.tgz': ': unpack it',
-                '.7z': ': unpack it', '.rar': ': unpack it'}.get(path.suffix.lower(), '')
+        packed = path.suffix.lower() in ('.gz', '.tar', '.tgz', '.7z', '.rar')
+        hint = ': unpack it' if packed else ': was it cut short?' if path.suffix.lower() == '.zip' else ''
         raise ValueError(f"root must be a folder or a zip file, {path} is neither ({e}){hint}") from None
     names = {n for n in names if not any(map(is_trace, n.rstrip('/').split('/')))}
     filled = {n[:i+1] for n in names for i, c in enumerate(n[:-1]) if c == '/'}

@@ -180,7 +180,7 @@ _ROLES = dict(
     annotator=('annotator', 'annotator_id', 'worker', 'worker_id', 'rater', 'rater_id', 'user', 'user_id', 'labeler'))
 _SPLITS = 'set', 'subset', 'part', 'partition', 'phase', 'usage' # a split, too, where the cells are words for a part
 _NO_CLASS = 'id', 'index', 'idx', 'unnamed: 0', 'fold', 'total', 'sum', 'count', 'entropy' # of what tables have beside
-_MEANT = ("expected columns separated by commas, semicolons, tabs or bars: a header, file names in the first, then one of "
+_MEANT = ("expected columns separated by , ; tab or |: a header, file names in the first, then one of "
           "numbers for each class, or one of class names")
 
 def _text(path): # of a text file in UTF-8, or in UTF-16 as Excel writes it

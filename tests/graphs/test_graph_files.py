@@ -34,7 +34,8 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert check_graphs(tmp_path/'nowhere', [0], None, download=True) == dict(data={}, space=3e9)
     (tmp_path/'other').mkdir()
     (tmp_path/'other'/'notes.txt').touch()
-    with pytest.raises(FileNotFoundError, match='does not: it holds notes.txt'): check_graphs(tmp_path/'other', [0], None)
+    with pytest.raises(FileNotFoundError, match='does not: it holds notes.txt'):
+        check_graphs(tmp_path/'other', [0], None)
 
 
 @pytest.mark.parametrize('content', [b'', b'\x89HDF', b'<html>', b'version https://git-lfs'])

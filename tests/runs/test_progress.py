@@ -131,7 +131,8 @@ def on_a_terminal(command, cwd, **env):
     "What a command writes to a terminal."
     import pty, subprocess
     ours, theirs = pty.openpty()
-    with subprocess.Popen(command, cwd=cwd, stdout=theirs, stderr=theirs, stdin=theirs, env=os.environ | env) as process:
+    streams = dict(stdout=theirs, stderr=theirs, stdin=theirs)
+    with subprocess.Popen(command, cwd=cwd, env=os.environ | env, **streams) as process:
         os.close(theirs)
         said = b''
         try:

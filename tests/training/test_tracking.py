@@ -1,5 +1,5 @@
 "softnce.training.tracking: the line of an epoch, and what trackers are told."
-import json, os, subprocess, sys, time
+import json, os, subprocess, sys
 from pathlib import Path
 
 import pytest

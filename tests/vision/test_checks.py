@@ -130,7 +130,8 @@ def test_a_download_is_no_missing_data_and_a_cut_file_is_named(tmp_path, monkeyp
 
 
 def test_a_sweep_must_not_be_empty(tmp_path):
-    with pytest.raises(ValueError, match='seeds must not be empty'): check_sweep(dict(dataset='digits', seeds=[]), 'seeds')
+    with pytest.raises(ValueError, match='seeds must not be empty'):
+        check_sweep(dict(dataset='digits', seeds=[]), 'seeds')
     root = tree(tmp_path, [''], each=5)
     assert list(check_sweep(dict(dataset='folder', root=root, seeds=[0]), 'seeds')['data']) == [str(root)]
 
@@ -174,13 +175,15 @@ def test_a_run_remembers_its_data(kind, tmp_path):
     change()
     changes = check_run(name, p, out).changes
     assert str(what) in changes.data
-    with pytest.raises(UsageError, match='^the data of .* has changed: .*; --restart makes the run again'): changes.refuse()
+    with pytest.raises(UsageError, match='^the data of .* has changed: .*; --restart makes the run again'):
+        changes.refuse()
 
 
 def test_a_wrong_request_costs_a_second_and_leaves_no_folder(tmp_path):
     start = time.monotonic()
-    done = subprocess.run([sys.executable, '-c', 'from softnce.runs.cli import main; main()', 'run', 'images', '-p',
-                           'dataset=folder', '-p', 'root=~/no such folder'], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, '-c', 'from softnce.runs.cli import main; main()', 'run', 'images', '-p',
+               'dataset=folder', '-p', 'root=~/no such folder']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and time.monotonic()-start < 30  # 1 s on a quiet machine
     assert 'a folder of images is not at '+str(Path.home()/'no such folder') in done.stderr
     assert len(done.stderr.splitlines()) <= 2 and not list(tmp_path.iterdir())
