@@ -93,7 +93,7 @@ def test_names_with_spaces_and_signs_and_data_that_is_missing(tmp_path):
     nbformat.write(nb, tmp_path/'walk.ipynb')
     parts[1]['grid']['x'] = [3]
     (tmp_path/'c.yaml').write_text(yaml.safe_dump({'targets': {'t': parts[1]}, 'out': 'my runs'}))
-    message = "1 run cannot start: walk: No such folder: 'images'"
+    message = "1 run cannot start: No such folder: 'images'"
     code, out = snakemake('-n', '--configfile', 'c.yaml', cwd=tmp_path)
     assert code == 0 and message in out
     code, out = snakemake('--cores', 1, '--configfile', 'c.yaml', cwd=tmp_path)
