@@ -14,6 +14,7 @@ __doc__ = """One loop for images, graphs and features, on one device or many.
     tracking     a line in the epoch, and trackers
     loop         `fit`
     nodes        the same on several GPUs or machines, from a notebook
+    tensors      batches of rows that are in memory
 
 >>> from softnce.training import TrainConfig, fit
 >>> TrainConfig(epochs=2).lr
@@ -25,4 +26,5 @@ from softnce import _lazy
 
 # %% ../../nbs/training/index.ipynb #37f13a1c
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "tracking", "loop", "nodes")
+__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "tracking", "loop", "nodes",
+                             "tensors")
