@@ -3,7 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,graph,nbs,cluster,dev
+EXTRAS := train,graph,nbs,trackers,cluster,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # two processes at a time: more threads than cores cost ten times the time
 export OMP_NUM_THREADS ?= 1
@@ -18,6 +18,8 @@ notebooks = nbdev_test --n_workers 2 $(1) --skip_folder_re '^([_.]|experiments)'
 PYTEST := pytest -q -n 2 --dist loadfile
 CLUSTER := pytest -q -x -p no:cacheprovider tests/cluster/sweeps_on_slurm.py
 .DEFAULT_GOAL := help
+# pip shows what it fetches, with a bar
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 # the rates that results/digits.csv chose
 CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
@@ -29,17 +31,18 @@ help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
-	@echo "== setting up $(VENV): torch, timm, torch-geometric, jupyter, nbdev (a few minutes, once)"
+	@echo "== setting up $(VENV), once: up to 7 GB, some minutes by network and disk"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(call step,1/2 torch and torchvision,$(INSTALL) torch torchvision)
+	$(call step,2/2 timm and torch-geometric and jupyter and nbdev,$(INSTALL) --editable '.[$(EXTRAS)]')
 	@touch $@
 
-run: $(VENV)/.ready    ## the paper's first result, an image training, and the five losses on real images, about 5 minutes
+run: $(VENV)/.ready    ## the paper's first result, an image training, and the five losses on real images: 5 minutes on two free cores, after the install
 	softnce run gmm
 	softnce run images
 	softnce run digits
 	@echo "== every figure above is drawn from its run's metrics; finished runs are skipped next time"
+	@echo "== the command is $(BIN)/softnce; in this shell:  . $(BIN)/activate  and then:  softnce list"
 
 test: $(VENV)/.ready    ## everything CI checks: notebooks, package, site, tests, wheel
 	$(call step,1/5 package and README are what the notebooks give; the house rules hold,python tools/check.py)

@@ -9,6 +9,7 @@ __all__ = []
 __doc__ = """Node classification on CellTypeGraph and on synthetic tissue: files, folds, models, augmentation.
 
     specimen    one h5 file as a graph
+    files       where the specimens lie, and whether they are whole
     celltype    84 specimens, five folds, the benchmark's evaluation
     tissue      synthetic specimens in the same format
     models      DeeperGCN and a network of two layers
@@ -26,4 +27,4 @@ from softnce import _lazy
 
 # %% ../../nbs/graphs/index.ipynb #23a18436
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.graphs", "specimen", "celltype", "tissue", "models", "augment")
+__getattr__, __dir__ = _lazy("softnce.graphs", "files", "specimen", "celltype", "tissue", "models", "augment")

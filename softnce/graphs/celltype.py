@@ -28,23 +28,11 @@ import hashlib, os, tempfile, warnings, zipfile
 from pathlib import Path
 # before torch_geometric, whose warnings it silences
 from .specimen import CLASSES, both_directions, read_specimen
+from .files import RAW, STAGES
 from ..training import load_checkpoint, read_out, save_checkpoint
 import numpy as np, torch
 from torch import Tensor
 from torch_geometric.data import Data, Dataset
-
-# %% ../../nbs/graphs/celltype.ipynb #fd59d993
-RAW = Path('ovules-celltype-dataset')/'raw'/'label_grs_surface' # below the data root; then <stage>/<stack>*.h5
-STAGES = {stage: stacks.split() for stage, stacks in {
-    '2-III': '294_D 294_E 406 416_A 416_B 473_A 474_B 603_A 603_C 801_F',
-    '2-IV': '404 405_A 405_B 449 450 462 473_C_2-IV',
-    '2-V': '419 422 424_B 425 467 472_A 472_B 472_C 490_B 490_C',
-    '3-I': '407_A 439 440 451 515 543 606 608 617_B',
-    '3-II': '403 412 434 486_A 507_B 508 509 522 526 527',
-    '3-III': '428 429 430 495_A 495_B 507_A 528 611 614 616',
-    '3-IV': '410 494 512 513_A 514 517 520 539 610',
-    '3-V': '464 492 525 535 540 541 542 612 613',
-    '3-VI': '555 557 559 561 751 752 753 754 755 756'}.items()}
 
 # %% ../../nbs/graphs/celltype.ipynb #5cc042b0
 FOLDS = 5
@@ -113,7 +101,8 @@ class CellTypeGraph(Dataset):
                  symmetric=False, # also the reverse of every edge
                  transform=None,  # of a graph, applied at each access
                  download=False): # fetch the real files if there are none
-        if download and not (Path(root)/RAW).exists(): download_ovules(root)
+        root = Path(root).expanduser()
+        if download and not (root/RAW).exists(): download_ovules(root)
         files = _files_of_split(root, fold, split)
         self.missing = [name for name, found in files.items() if not found]
         super().__init__(None, transform)
@@ -154,7 +143,7 @@ def download_ovules(root,     # the data root
     """Fetch, check and unpack the benchmark's files (Zenodo record 6374104).
 
     RuntimeError if they cannot be fetched, ValueError if they are not the expected ones."""
-    to = Path(root)/RAW
+    to = Path(root).expanduser()/RAW
     if to.exists(): return to
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent) as tmp:

@@ -70,10 +70,15 @@ def _list(name=None):
         try: parameters = e.parameters
         except UsageError as error: print(f'{e.name}\n    cannot be run: {error}\n'); continue
         print(f'{e.name}  {e.subtitle}')
-        for key, p in parameters.items(): print(f"    {f'{key} = {p.default!r}':28}{p.comment and '  # '+p.comment}")
+        for key, p in parameters.items(): _say_parameter(key, p, bool(name))
         print()
     if name: print(f'softnce run {name} -p KEY=VALUE --dry-run  checks a run; without --dry-run, it is made')
     else: print('softnce list NAME  shows one; softnce run NAME  runs it')
+
+def _say_parameter(key, p, alone):
+    "Name, default and meaning; what is allowed, too, where one experiment is listed."
+    allowed = f'  {p.allowed:22}' if alone else ''
+    print(f"    {f'{key} = {p.default!r}':28}{allowed}{p.meaning and '  # '+p.meaning}")
 
 def _collect(root, csv_file, mixed=False):
     "The CSV to a file or stdout, a short table to the other of stdout and stderr."
@@ -116,7 +121,7 @@ def _export(run, to, weights, onnx):
 def _add_list(app):
     from typing import Annotated
     from typer import Argument
-    @app.command('list', help='Every experiment, or one, with its parameters and their defaults.')
+    @app.command('list', help='Every experiment with its parameters; of one, also their types and ranges.')
     def list_(name:Annotated[str, Argument(help='an experiment, or a path to an .ipynb')]=None):
         with exit_codes(): _list(name)
 

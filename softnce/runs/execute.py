@@ -21,14 +21,14 @@ True
 """
 
 # %% ../../nbs/runs/execute.ipynb #3069f0b5
-import errno, json, os, re, signal, sys, threading, time
+import errno, json, os, re, shutil, signal, sys, threading, time
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from .changes import Changes, set_aside, with_earlier
 from .locks import lock
 from .pages import write_page
-from .preflight import check_run, working_dir
+from .preflight import check_run
 from .report import environment, show_report
 from .run import STOP_SIGNALS, Run, begin_attempt, finish, short_path, write_atomically
 from .values import to_yaml
@@ -36,21 +36,39 @@ from .values import to_yaml
 # %% ../../nbs/runs/execute.ipynb #fe399cf4
 def _without_colours(text): return re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', text)
 
+LINE_EVERY = 60. # seconds between two lines of progress where no terminal overwrites the last one
+
 class _Tee:
-    "Writes to the terminal and to log.txt."
-    def __init__(self, log): self.log, self.last = log, '\n'
+    "Writes to the terminal and to log.txt; where the run is in its epoch, to the terminal alone."
+    def __init__(self, log):
+        self.log, self.last, self.lock, self.shown, self.said = log, '\n', threading.RLock(), '', time.monotonic()
+    def _screen(self, text):
+        "To the terminal, in the place of the line of progress."
+        with self.lock:
+            sys.stdout.write(('\r\x1b[K' if self.shown and sys.stdout.isatty() else '')+text)
+            sys.stdout.flush()
+            self.shown = ''
+    def progress(self, text):
+        "Show a line that the next one overwrites; without a terminal one a minute."
+        with self.lock:
+            if not text or text == self.shown or self.last != '\n': return
+            if sys.stdout.isatty():
+                sys.stdout.write(f'\r{text[:shutil.get_terminal_size().columns-1]}\x1b[K')
+                self.shown = text
+            elif time.monotonic()-self.said >= LINE_EVERY:
+                sys.stdout.write(f'{text}\n')
+                self.said = time.monotonic()
+            sys.stdout.flush()
     def write(self, text):
         plain = _without_colours(text)
-        sys.stdout.write(text if sys.stdout.isatty() else plain)
-        sys.stdout.flush()
+        self._screen(text if sys.stdout.isatty() else plain)
         self.log.write(re.sub(r'[^\n]*\r(?!\n)', '', plain)) # what a carriage return overwrites is not kept
         self.last = (self.last+plain)[-1]
     def flush(self): self.log.flush()
     def line(self, text):
         "A stage of the run, on a line of its own; the log has the time too."
         new_line = '' if self.last == '\n' else '\n'
-        sys.stdout.write(f'{new_line}{text}\n')
-        sys.stdout.flush()
+        self._screen(f'{new_line}{text}\n')
         self.log.write(f"{new_line}{time.strftime('[%F %T]')} {text}\n")
         self.last = '\n'
 
@@ -118,7 +136,7 @@ def _papermill(experiment, run, overrides, tee, held, stop, on_cell):
         stderr_file=tee,
         autosave_cell_every=10, # seconds: an executed notebook with pictures is megabytes
         on_cell_start=on_cell,
-        kernel_manager_class=_kernel_class(env, working_dir(experiment), held, stop))
+        kernel_manager_class=_kernel_class(env, Path.cwd(), held, stop))
 
 # %% ../../nbs/runs/execute.ipynb #0d8e021e
 class RunFailed(RuntimeError):
@@ -185,6 +203,20 @@ def _draw_report(run, tee):
     try: write_page(run)
     except Exception as e: tee.line(f'no report.html: {type(e).__name__}: {e}')
 
+@contextmanager
+def _shown_progress(run, tee):
+    "In this block, what the run says of its progress is shown once a second; afterwards nothing is left of it."
+    ended = threading.Event()
+    def show():
+        while not ended.wait(1.): tee.progress(run.progress)
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        ended.set()
+        thread.join()
+        run.progress_file.unlink(missing_ok=True)
+
 def _attempt(checked, overrides, held, log):
     "One attempt at an unfinished run, under its lock."
     experiment, run = checked.experiment, checked.run
@@ -196,7 +228,8 @@ def _attempt(checked, overrides, held, log):
     write_atomically(run.dir/'env.json', json.dumps(env, indent=1)+'\n')
     where = f"{'resuming in' if resumed else 'in'} {short_path(run.dir)}"
     tee.line(f"{label}: {len(experiment.sources('code'))} cells, {where}")
-    try: _execute(experiment, run, overrides, tee, held)
+    try:
+        with _shown_progress(run, tee): _execute(experiment, run, overrides, tee, held)
     except KeyboardInterrupt as e: # RunStopped is one
         how = 'stopped' if isinstance(e, RunStopped) else 'interrupted'
         tee.line(f'{label}: {how} and unfinished; the same command resumes it')

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
-from .values import PLAIN, UsageError, check_allowed, check_value, is_plain
+from .values import PLAIN, UsageError, bracket, check_allowed, check_value, is_plain
 
 # %% ../../nbs/runs/experiment.ipynb #f9f06f2b
 class Parameter(NamedTuple):
@@ -35,6 +35,18 @@ class Parameter(NamedTuple):
     @property
     def added(self)->bool: # with its default a run is what it was before there was this parameter
         return self.comment.endswith('added later')
+    @property
+    def allowed(self)->str:
+        "What it may be: the bracket of the comment, or the type of the default."
+        kind = '' if self.default is None else type(_one_of(self.default)).__name__
+        text = bracket(self.comment) or kind.replace('NoneType', '')
+        return f'list of {text}'.removesuffix(' of ') if isinstance(self.default, list) else text
+    @property
+    def meaning(self)->str:
+        "The comment without its bracket."
+        return re.sub(r'^\[[^\]]*\] *', '', self.comment) if bracket(self.comment) else self.comment
+
+def _one_of(value): return next((v for v in value if v is not None), None) if isinstance(value, list) else value
 
 def _assignment(node):
     "Name and value of a line `name = literal`; UsageError for any other."

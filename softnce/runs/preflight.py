@@ -28,12 +28,39 @@ where something is wrong, and may say what data the run reads and how much room 
 
 # %% ../../nbs/runs/preflight.ipynb #f9d11a5f
 import contextlib, hashlib, io, os, shutil, tempfile, time, traceback
+from functools import wraps
 from pathlib import Path
 from typing import NamedTuple
 from .changes import Changes, provenance
-from .experiment import Experiment, checkout, find_experiment, resolve, run_id
+from .experiment import Experiment, find_experiment, resolve, run_id
 from .run import Run, short_path
 from .values import UsageError
+
+# %% ../../nbs/runs/preflight.ipynb #82305617
+_seen = None # of `one_look`: call -> what it gave or raised
+
+@contextlib.contextmanager
+def one_look():
+    "Inside, functions marked with `look_once` are called once for the same arguments."
+    global _seen
+    before = _seen
+    _seen = {} if before is None else before
+    try: yield
+    finally: _seen = before
+
+def look_once(function):
+    "Mark a function that looks at data: see `one_look`."
+    @wraps(function)
+    def looked(*args, **kwargs):
+        if _seen is None: return function(*args, **kwargs)
+        key = f'{function.__module__}.{function.__qualname__} {args!r} {kwargs!r}'
+        if key not in _seen:
+            try: _seen[key] = function(*args, **kwargs), None
+            except (ValueError, OSError) as e: _seen[key] = None, e
+        found, error = _seen[key]
+        if error: raise error
+        return found
+    return looked
 
 # %% ../../nbs/runs/preflight.ipynb #eb5e3560
 _MOST_FILES = 50_000 # of a folder; of more, the first in order: a second or two, where a million would take a minute
@@ -63,6 +90,7 @@ def _of_file(path):
     return f'{found.st_size:,} bytes, {hashlib.sha256(content).hexdigest()[:12]}'
 
 # %% ../../nbs/runs/preflight.ipynb #2fbf87b5
+@look_once
 def fingerprint(*paths,       # files and folders; None is passed over
                 only:str='*', # of a folder, the files whose name fits
                )->dict:       # absolute path -> text
@@ -75,11 +103,6 @@ def fingerprint(*paths,       # files and folders; None is passed over
 
 # %% ../../nbs/runs/preflight.ipynb #cc12a66e
 SECONDS = 3. # what a cell may take: who waits longer for a message starts the run instead
-
-def working_dir(experiment)->Path:
-    "Where a notebook runs: one of the checkout in its own folder, as its data is given, any other in the caller's."
-    root, here = checkout(), experiment.path.parent
-    return here if root and experiment.path.is_relative_to(root) else Path.cwd()
 
 def _message(error, cell):
     "What a cell raised, in at most two lines: its text, where it was raised on purpose; else also where that was."
@@ -98,7 +121,7 @@ def _run_cell(experiment, resolved):
     cell, said, start = f'{experiment.path.name}, preflight', io.StringIO(), time.monotonic()
     space = {'__name__': 'preflight', **resolved}
     try:
-        with contextlib.chdir(working_dir(experiment)), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said):
             exec(compile('\n'.join(cells), cell, 'exec'), space)
     except KeyboardInterrupt: raise
     except BaseException as e: raise UsageError(f'{experiment.name}: {_message(e, cell)}') from None

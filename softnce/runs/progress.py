@@ -70,7 +70,7 @@ def _status_of(folder):
     state = stage if stage == 'damaged' else _state(run, owner if not gone else None, stage)
     if start: seconds += (time.time() if state == 'running' else (folder/'log.txt').stat().st_mtime)-start
     who = f"process {owner['pid']} on {owner['host']}" if state == 'running' else ''
-    note = error.splitlines()[0] if error else who
+    note = error.splitlines()[0] if error else ', '.join(filter(None, [run.progress if who else '', who]))
     row = dict(experiment=folder.parent.name, id=folder.name, state=state, seconds=round(seconds))
     return dict(**row, last=last, note=note), error
 

@@ -114,6 +114,13 @@ class Run:
         return self.dir/'checkpoint'
     @property
     def finished(self)->bool: return (self.dir/'metrics.json').exists()
+    @property
+    def progress_file(self)->Path: # while it runs, one line: where it is in its epoch
+        return self.dir/'.progress'
+    @property
+    def progress(self)->str: # '' where nothing is known
+        try: return self.progress_file.read_text(encoding='utf-8').strip()
+        except (OSError, UnicodeDecodeError): return ''
     def log_row(self, **row):
         "Append a row of scalars to history.csv. The first row fixes the columns: ValueError for a new one."
         _append_row(self.dir/'history.csv', row)
@@ -186,7 +193,7 @@ def this_run()->Run: # the directory that `softnce run` made, or a fresh tempora
 # %% ../../nbs/runs/run.ipynb #a1cb17cd
 def begin_attempt(run:Run):
     "Drop what the notebook will write anew, and half a line of its history."
-    for old in ('.metrics.json', 'report.json'): (run.dir/old).unlink(missing_ok=True)
+    for old in ('.metrics.json', 'report.json', '.progress'): (run.dir/old).unlink(missing_ok=True)
     drop_half_line(run.dir/'history.csv')
 
 def finish(run:Run):

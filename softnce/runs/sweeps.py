@@ -27,9 +27,9 @@ from typing import NamedTuple
 from .changes import mixed
 from .execute import EXIT_STOPPED, RunFailed, RunStopped
 from .experiment import Experiment, UsageError, checkout, find_experiment, resolve, run_id
-from .preflight import check_run
+from .preflight import check_run, one_look
 from .report import command_output, metrics_table
-from .run import Run, short_path
+from .run import Run, short_path, write_atomically
 from .values import read_number
 
 # %% ../../nbs/runs/sweeps.ipynb #79f0cec0
@@ -70,7 +70,20 @@ def _command(name, parameters, root):
     softnce = [sys.executable, '-c', 'from softnce.runs.cli import main; main()'] # this Python, whatever is on the path
     return [*softnce, 'run', name, *_options(parameters), '--out', str(root)]
 
-def _run_one(command):
+def _note_progress(text):
+    "Where a sweep is: in the run that it is part of, whose command shows it; else on the terminal."
+    folder = os.environ.get('SOFTNCE_RUN_DIR')
+    if folder: write_atomically(Run(Path(folder)).progress_file, text)
+    elif sys.stdout.isatty(): print(f'\r{text[:shutil.get_terminal_size().columns-1]}\x1b[K', end='', flush=True)
+
+def _wait_for(process, folder, label):
+    "What a process wrote to stderr, once it has ended; until then the progress of its run is shown."
+    while True:
+        try: return process.communicate(timeout=1.)[1]
+        except subprocess.TimeoutExpired:
+            if text := Run(folder).progress: _note_progress(f'{label}: {text}')
+
+def _run_one(command, folder, label):
     "Run a command: what it wrote to stderr, and its exit code. An interrupt is passed on, as SIGTERM."
     env = {k: v for k, v in os.environ.items() if k != 'SOFTNCE_RUN_DIR'}
     with subprocess.Popen(
@@ -81,7 +94,7 @@ def _run_one(command):
         text=True,
         start_new_session=True, # Ctrl-C reaches this process alone, which passes it on
     ) as process:
-        try: return process.communicate()[1], process.returncode
+        try: return _wait_for(process, folder, label), process.returncode
         except KeyboardInterrupt:
             process.terminate()
             process.communicate()
@@ -105,7 +118,8 @@ def run_all(name:str,      # an experiment, or a path to an .ipynb
         if Run(folder).finished: continue
         shown = ' '.join(f'{k}={v}' for k, v in s.items())
         print(f'{i+1}/{len(settings)} {folder.parent.name} {folder.name} {shown}', flush=True)
-        err, code = _run_one(_command(name, s, root))
+        label = f'{i+1}/{len(settings)} {folder.parent.name} {folder.name}'
+        err, code = _run_one(_command(name, s, root), folder, label)
         if code == EXIT_STOPPED: raise RunStopped
         if code: failed[folder] = (err.strip().splitlines() or [f'exit code {code}'])[-1]
     if failed: raise _failures(failed, len(settings))
@@ -115,7 +129,7 @@ def run_all(name:str,      # an experiment, or a path to an .ipynb
 
 def _check_all(name, settings, root):
     "The directories of the runs; UsageError for the first that cannot be made, and for one that is of no use any more."
-    checked = [check_run(name, s, root) for s in settings]
+    with one_look(): checked = [check_run(name, s, root) for s in settings]
     for c in checked: c.changes.refuse()
     return [c.run.dir for c in checked]
 
@@ -142,7 +156,9 @@ def _is_list_of_dicts(value): return isinstance(value, list) and all(isinstance(
 def check_needs(name, parameters:dict, out_dir=None):
     "UsageError for the first run behind a figure that cannot be made; nothing where the figure is finished."
     if Run(run_dir(name, parameters, out_dir)).finished: return
-    for experiment, settings in _needs_by_name(name, parameters): _check_all(experiment, settings, runs_root(out_dir))
+    with one_look():
+        for experiment, settings in _needs_by_name(name, parameters):
+            _check_all(experiment, settings, runs_root(out_dir))
 
 def _needs_by_name(name, parameters):
     "The needs that can be read from here: a notebook that is run by itself may name its runs as it likes."
@@ -219,13 +235,14 @@ class Plan:
         "What keeps the unfinished runs behind some targets from starting, a line each."
         asked = targets if targets and set(targets) <= set(self.targets) else self.targets
         todo, seen, found = [key for name in asked for key in self.targets[name]], set(), {}
-        while todo:
-            key = todo.pop()
-            if key in seen or Path(self._file(key)).exists(): continue
-            seen.add(key)
-            todo += self.runs[key].needs
-            try: check_run(self.runs[key].experiment, self.runs[key].parameters, self.out).changes.refuse()
-            except UsageError as e: found.setdefault(str(e), []).append(' '.join(key))
+        with one_look():
+            while todo:
+                key = todo.pop()
+                if key in seen or Path(self._file(key)).exists(): continue
+                seen.add(key)
+                todo += self.runs[key].needs
+                try: check_run(self.runs[key].experiment, self.runs[key].parameters, self.out).changes.refuse()
+                except UsageError as e: found.setdefault(str(e).removeprefix(f'{key[0]}: '), []).append(' '.join(key))
         return [f"{_count(keys)} cannot start: {message} ({', '.join(sorted(keys)[:3])}{', ...' if keys[3:] else ''})"
                 for message, keys in found.items()]
     def resource(self, name:str, default): # function of Snakemake's wildcards

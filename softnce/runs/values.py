@@ -9,8 +9,8 @@ __all__ = ['UsageError', 'parse_overrides']
 __doc__ = """Values of parameters: of the type of the default, in the range of the comment, and read from text.
 
 A default says the type. A comment may begin with what is allowed, in brackets: `[int >= 1]`, `[float > 0, <= 1]`,
-`[nll | info_nce]`. A text is a number only where it looks like one: `1e-3` is, `010` and `1:30` stay text. Whatever
-does not fit is a `UsageError` of one line.
+`[nll | info_nce]`, `[float > 0 | none]`. A text is a number only where it looks like one: `1e-3` is, `010` and `1:30`
+stay text. Whatever does not fit is a `UsageError` of one line.
 
 >>> from softnce.runs.values import check_allowed, check_value, parse_overrides
 >>> parse_overrides(['lr=1e-3', 'seeds=[0, 1]', 'clock=1:30', 'name=010'])
@@ -74,21 +74,27 @@ _KINDS = {'int': int, 'float': (int, float), 'str': str, 'bool': bool}
 _RANGE = re.compile(r'(int|float|str|bool)?\s*(?:(>=|<=|>|<)\s*([-+.\deE]+))?')
 _HOLDS = {'>=': lambda a, b: a >= b, '<=': lambda a, b: a <= b, '>': lambda a, b: a > b, '<': lambda a, b: a < b}
 
-def _bracket(comment):
+def bracket(comment):
     "What stands in the bracket that a comment begins with, if it is one of ours; ''."
     found = re.match(r'\[([^\]]*)\]', comment)
     text = found[1].strip() if found else ''
     return text if '|' in text or re.match(r'(int|float|str|bool)\b|[<>]', text) else ''
 
-def _fits(value, part):
+def _fits(value, part, words):
     "Whether a value is what one part of a bracket says; ValueError for a part that says nothing."
-    if '|' in part: return str(value) in [w.strip() for w in part.split('|')]
     found = _RANGE.fullmatch(part)
-    if not found or not any(found.groups()): raise ValueError(part)
+    if not found or not any(found.groups()):
+        if not words or not part or re.search('[<>]', part): raise ValueError(part)
+        return str(value) == part
     kind, sign, bound = found.groups()
     truth = isinstance(value, bool) # which Python takes for an int
     if kind and (truth != (kind == 'bool') or not isinstance(value, _KINDS[kind])): return False
     return not sign or isinstance(value, (int, float)) and not truth and _HOLDS[sign](value, float(bound))
+
+def _holds(value, text):
+    "Whether a value is one of the alternatives of a bracket, each a word or what it has to fulfil."
+    ways = [way.split(',') for way in text.split('|')]
+    return any([all([_fits(value, part.strip(), len(ways) > 1) for part in way]) for way in ways])
 
 def check_allowed(name:str,    # parameter
                   value,       # checked by `check_value`
@@ -98,8 +104,8 @@ def check_allowed(name:str,    # parameter
     if isinstance(value, list):
         for i, v in enumerate(value): check_allowed(f'{name}[{i}]', v, comment)
         return
-    text = _bracket(comment)
-    try: good = value is None or all(_fits(value, part.strip()) for part in text.split(',')) if text else True
+    text = bracket(comment)
+    try: good = value is None or not text or _holds(value, text)
     except ValueError:
         raise UsageError(f"the comment of {name} begins with [{text}], which says nothing; "
                          "write it like [int >= 1], [float > 0, <= 1] or [a | b]") from None

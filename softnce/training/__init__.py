@@ -12,6 +12,7 @@ __doc__ = """One loop for images, graphs and features, on one device or many.
     metrics      scores against label distributions, over batches and ranks
     evaluation   logits of a loader, the loss's own read-out, metrics
     checkpoints  files, random states and stop signals, for a training that may be killed
+    tracking     a line in the epoch, and trackers
     loop         `fit`
     nodes        the same on several GPUs or machines, from a notebook
     tensors      batches of rows that are in memory
@@ -26,5 +27,5 @@ from softnce import _lazy
 
 # %% ../../nbs/training/index.ipynb #37f13a1c
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.training", "config", "metrics", "evaluation", "checkpoints", "loop", "nodes",
-                             "tensors")
+__getattr__, __dir__ = _lazy("softnce.training", "config", "metrics", "evaluation", "checkpoints", "tracking", "loop",
+                             "nodes", "tensors")

@@ -56,8 +56,10 @@ class TrainConfig:
     patience:int|None = None     # epochs without a lower validation NLL that end the training; the best weights count
     keep_best:bool = False       # keep the weights of the lowest validation NLL as `best.pt`, beside `last.pt`
     device:str = 'cpu'           # 'cpu', or 'auto': a GPU if there is one
-    trackers:tuple = ()          # of Accelerate: 'wandb', 'tensorboard', ...
-    progress:bool = False        # a progress bar
+    trackers:tuple = ()          # of Accelerate: 'tensorboard', 'wandb', 'mlflow', ...
+    run_name:str = ''            # for the trackers; a training that is resumed under it goes on there
+    described:dict|None = None   # more settings for the trackers
+    progress:bool|str|Path = False # a bar in the epoch; a path: a line there, for who runs it
 
     def __post_init__(self):
         self._check('epochs', self.epochs >= 1, "be at least 1")

@@ -65,25 +65,39 @@ def predict(model:nn.Module, # inputs to logits
            )->tuple:         # logits `(N, K)` and labels, on the CPU
     """Logits of a whole loader, in evaluation mode; the model's mode is put back.
 
-    A loader with a `world` above 1 is one rank's share: all ranks get all rows."""
+    A loader with a `world` above 1 is one rank's share, and its `rows` are the numbers of the rows that it gave: all
+    ranks get all rows, in the order of the data. What goes wrong on one rank is raised on all."""
     training, device = model.training, device or next((p.device for p in model.parameters()), 'cpu')
     model.eval()
-    try: batches = [(_at_least_fp32(model(inputs.to(device))).cpu(), _dense(labels)) for inputs, labels in loader]
+    alone = getattr(loader, 'world', 1) == 1
+    try: own = [(_at_least_fp32(model(inputs.to(device))).cpu(), _dense(labels)) for inputs, labels in loader]
+    except Exception as e:
+        if alone: raise
+        own = e # the other ranks wait for this one
     finally: model.train(training)
-    logits, labels = (torch.cat(part) for part in zip(*batches))
-    if getattr(loader, 'world', 1) > 1: return _rows_of_all_ranks(logits), _rows_of_all_ranks(labels)
-    return logits, labels
+    batches = own if alone else _batches_of_all_ranks(own, list(getattr(loader, 'rows', ())))
+    if not batches: raise ValueError("the loader gave no row that can be evaluated")
+    return tuple(torch.cat(part) for part in zip(*batches))
 
 def _at_least_fp32(logits): return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 def _dense(labels): return (labels.dense() if isinstance(labels, SparseTargets) else labels).cpu()
 
-def _rows_of_all_ranks(rows): # rank r holds rows r, r+world, ...
-    parts = [None]*dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    out = rows.new_empty(sum(map(len, parts)), *rows.shape[1:])
-    for rank, part in enumerate(parts): out[rank::len(parts)] = part
-    return out
+def _batches_of_all_ranks(own, rows): # one batch of all rows in order; a rank may have none, or an error
+    world, mine = dist.get_world_size(), f'{type(own).__name__}: {own}' if isinstance(own, Exception) else None
+    batches = None if mine else [torch.cat(part) for part in zip(*own)]
+    parts = [None]*world
+    dist.all_gather_object(parts, (mine, batches, rows))
+    if isinstance(own, Exception): raise own
+    if failed := {rank: error for rank, (error, _, _) in enumerate(parts) if error}:
+        raise ValueError('; '.join(f'evaluation on rank {rank}: {error}' for rank, error in failed.items()))
+    there = [(rank, batch, at) for rank, (_, batch, at) in enumerate(parts) if batch]
+    # a loader that does not number its rows has r, r+world, ... on rank r
+    at = [torch.tensor(at or range(rank, rank+world*len(batch[0]), world)) for rank, batch, at in there]
+    if any(len(a) != len(batch[0]) for a, (_, batch, _) in zip(at, there)):
+        raise ValueError("rows of the loader must be the numbers of the rows that it gave")
+    order = torch.cat(at).argsort() if at else []
+    return [tuple(torch.cat(part)[order] for part in zip(*(batch for _, batch, _ in there)))] if there else []
 
 # %% ../../nbs/training/evaluation.ipynb #25d0a2fd
 def read_out(loss:nn.Module,   # a loss, with `probs` or without

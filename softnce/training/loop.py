@@ -43,6 +43,7 @@ from .checkpoints import StopRequested, generators_of, load_checkpoint, note_sto
 from .checkpoints import rng_state, save_checkpoint, scoped_seed, set_rng_state
 from .config import TrainConfig, cosine_lr, param_groups
 from .evaluation import evaluate
+from .tracking import check_trackers, follow, start_trackers
 
 # %% ../../nbs/training/loop.ipynb #e90e1615
 def micro_losses(loss:nn.Module, # of logits and targets
@@ -83,6 +84,7 @@ def fit(model:nn.Module,    # inputs to logits
     with _forward_put_back(model), scoped_seed(config.seed), note_stop_signals() as signals:
         job = _start(model, loss, train_loader, config, generators)
         _restore(job)
+        if config.trackers: start_trackers(job.accelerator, config, job.settings, job.epoch)
         while job.epoch < config.epochs and not _stalled(job):
             with _ranks_set(loss, config.ranks): train_loss = _train_epoch(job, train_loader, signals)
             with job.accelerator.autocast(): metrics = evaluate(job.evaluated_model, loss, eval_loader, config)
@@ -122,7 +124,7 @@ def _ranks_set(loss, ranks): # put back after: an evaluation may be one rank's a
 def _train_epoch(job, loader, signals):
     "The rest of the present epoch. Returns the mean loss over its rows, of all ranks."
     job.model.train()
-    for inputs, targets in _with_progress(job, _batches_due(job, loader)):
+    for inputs, targets in _followed(job, _batches_due(job, loader)):
         checked = job.accelerator.device.type == 'cpu' or job.batch == 0 # a GPU waits for a check: one an epoch
         with set_value_checks(checked): _step(job, inputs, targets)
         _save_and_stop_if_due(job, signals)
@@ -222,11 +224,9 @@ def _batches_due(job, loader):
     if job.batch: set_rng_state(now, job.generators)
     return batches
 
-def _with_progress(job, batches):
-    from tqdm import tqdm # optional, as Accelerate is: only a training needs it
-    shown = job.config.progress and job.accelerator.is_main_process
-    return tqdm(batches, f'epoch {job.epoch+1}', job.epoch_steps, leave=False, initial=job.batch,
-                mininterval=5, disable=not shown) # 5 s: a log file gets few lines
+def _followed(job, batches):
+    shown, at = job.accelerator.is_main_process and job.config.progress, (job.epoch+1, job.config.epochs)
+    return follow(batches, shown, (*at, job.batch, job.epoch_steps), job.accelerator.num_processes)
 
 # %% ../../nbs/training/loop.ipynb #8f9d9aaf
 @dataclass
@@ -259,7 +259,8 @@ class _Job:
 
 # %% ../../nbs/training/loop.ipynb #172bf8cd
 # on the weights: may be others when a training is resumed
-_NO_EFFECT = ('checkpoint_dir', 'checkpoint_steps', 'keep_best', 'device', 'trackers', 'progress', 'targets')
+_NO_EFFECT = ('checkpoint_dir', 'checkpoint_steps', 'keep_best', 'device', 'trackers', 'run_name', 'described',
+              'progress', 'targets')
 
 def _start(model, loss, loader, config, generators):
     "A training before its first step, on its device."
@@ -276,7 +277,6 @@ def _start(model, loss, loader, config, generators):
     world = accelerator.num_processes
     apart = world > 1 and config.ranks == 'own' # a checkpoint's `ranks` is their number, and how they train if apart
     settings |= dict(batches=len(loader), ranks=f'{world} apart' if apart else world)
-    if config.trackers: accelerator.init_trackers('softnce', config=settings)
     return _Job(config, accelerator, model, wrapped, loss, optimizer, average,
                 generators_of(loader, loss, generators), settings, len(loader))
 
@@ -295,19 +295,11 @@ def _average(model, config):
 def _accelerator(config):
     from accelerate import Accelerator # a second, and only `fit` needs it
     from accelerate.state import AcceleratorState
-    _check_trackers(config.trackers)
+    check_trackers(config.trackers)
     AcceleratorState._reset_state(True) # settings of an earlier fit in this process
     precision = 'no' if config.precision == 'fp32' else config.precision # Accelerate's word for no mixed precision
     return Accelerator(cpu=config.device == 'cpu', mixed_precision=precision,
                        log_with=list(config.trackers) or None, project_dir=config.checkpoint_dir)
-
-def _check_trackers(trackers):
-    from accelerate.tracking import get_available_trackers
-    installed = [str(getattr(t, 'value', t)) for t in get_available_trackers()]
-    unknown = [t for t in trackers if t not in installed]
-    if unknown:
-        raise ValueError("trackers must be among those of Accelerate that are installed "
-                         f"({', '.join(installed) or 'none'}), got {', '.join(unknown)}")
 
 @contextmanager
 def _forward_put_back(model): # Accelerate puts an autocasting `forward` on the module: take it away again

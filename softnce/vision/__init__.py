@@ -11,18 +11,19 @@ __doc__ = """Data sets, batches, models and recipes for image classifiers.
     files    what lies below a folder or in a zip file, and how a file becomes a picture
     splits   images with their targets, in three disjoint parts
     labels   the class and part of an image, from the names of its folders or from a table
+    places   where a data set lies, and what its files say before an image is opened
+    presets  the settings of a training, by name
+    checks   settings, model, data and batch, checked before a run
     images   the data sets, each read into three parts
     batches  augmented and mixed batches, each a function of seed, epoch and number
     models   bodies of timm's with the paper's head
-    recipes  the settings of a training, and the training
+    recipes  losses by name, and one training
     use      the model that a run leaves: `load_run` gives an `ImageModel`
     predictions  classes of images in files
     judged   what a report shows
     export   a folder to hand on, for timm and as ONNX (interchange)
 
-Their public names are importable from here, each module on first use:
-
->>> from softnce.vision import digits
+>>> from softnce.vision import digits # each module is loaded on first use
 >>> digits().num_classes
 10
 """
@@ -32,5 +33,6 @@ from softnce import _lazy
 
 # %% ../../nbs/vision/index.ipynb #b512e106
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.vision", "files", "splits", "labels", "images", "batches", "models", "recipes",
-                             "use", "predictions", "judged", "interchange", "export")
+__getattr__, __dir__ = _lazy(
+    "softnce.vision", "files", "labels", "places", "presets", "checks", "splits", "images", "batches", "models",
+    "recipes", "use", "predictions", "judged", "interchange", "export")

@@ -126,7 +126,7 @@ class _Order(torch.utils.data.Sampler):
 
 # %% ../../nbs/vision/batches.ipynb #699d0fb1
 class _Fetch(Dataset):
-    "Answers a request: `(images, targets, epoch, batch, unreadable files)`; None for images of which none can be read."
+    "Answers a request: `(images, targets, epoch, batch, rows, unreadable files)`; no images where none can be read."
     def __init__(self, data, transform, train, seed, allowed):
         self.data, self.transform, self.train, self.seed, self.allowed = data, transform, train, seed, allowed
         self.unreadable = {} # row -> name and reason: a file is tried once
@@ -135,13 +135,12 @@ class _Fetch(Dataset):
         epoch, b, rows = request
         if isinstance(self.data.images, Tensor) and not self.transform: # in memory: no loop over rows
             at = self.data.rows[rows]
-            return self.data.images[at], self.data.targets[at], epoch, b, []
+            return self.data.images[at], self.data.targets[at], epoch, b, rows, []
         met = []
-        items = [self.read(i, epoch, met) for i in rows]
-        items = [item for item in items if item is not None]
-        images, targets = (torch.stack(v) for v in zip(*items)) if items else (None, None)
+        read = [(i, item) for i in rows if (item := self.read(i, epoch, met)) is not None]
+        images, targets = (torch.stack(v) for v in zip(*(item for _, item in read))) if read else (None, None)
         if len(self.unreadable) > self.allowed: met = list(self.unreadable.values())
-        return images, targets, epoch, b, met
+        return images, targets, epoch, b, [i for i, _ in read], met
 
     def read(self, i, epoch, met):
         "In training the next readable image takes the place of another, in evaluation None; no more than allowed."
@@ -182,6 +181,7 @@ class Batches:
         self.data, self.mean, self.std, self.mixing, self.seed = data, mean, std, mixing, seed
         self.rank, self.world, self.train, self.device = rank, world, train, device
         self.max_corrupt, (self.corrupt, self.images), self.eraser = max_corrupt, counted or ({}, len(data)), None
+        self.rows = []
         if erase:
             from timm.data.random_erasing import RandomErasing
             self.eraser = RandomErasing(erase, mode='pixel', device=device)
@@ -197,8 +197,10 @@ class Batches:
         self.order.epoch, self.order.start = epoch, batch
 
     def __iter__(self):
-        for x, t, epoch, b, unreadable in self.loader:
+        self.rows = [] # of this pass, of what could be read: in evaluation some are left out
+        for x, t, epoch, b, rows, unreadable in self.loader:
             if unreadable: self._count(unreadable)
+            self.rows += rows if not self.train else []
             if x is None: # a whole batch of evaluation, perhaps the last row alone
                 if self.train: raise ValueError(f"none of {len(self.data)} images can be read: {shortened(unreadable)}")
                 continue

@@ -36,22 +36,25 @@ _TRACES = ('__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'T
 
 def is_trace(name:str)->bool: # one folder or file of a path
     "Whether a system wrote it beside the data: hidden, or one of the names that Macs, Windows and servers leave."
-    return name.startswith('.') or name in _TRACES
+    return name.startswith('.') and bool(name.strip('.')) or name in _TRACES # the folder above is none
 
-def _walk(folder, top='', above=()): # names of files; of a folder without any, its own name with a slash
+def walk(folder, top='', above=()): # names of files; of a folder without any, its own name with a slash
+    "Everything below a folder but the traces of systems, in the order of the file system."
     real = os.path.realpath(folder)
     if real in above: return # a link to a folder above
     entries = [e for e in os.scandir(folder) if not is_trace(e.name)]
     if top and not entries: yield top
     for e in entries:
-        if e.is_dir(): yield from _walk(e.path, f'{top}{e.name}/', (*above, real))
+        if e.is_dir(): yield from walk(e.path, f'{top}{e.name}/', (*above, real))
         else: yield top+e.name
 
 def _members(path): # the same of a zip file; folders have entries of their own there
     try:
         with zipfile.ZipFile(path) as z: names = [n.replace('\\', '/') for n in z.namelist()]
     except zipfile.BadZipFile as e:
-        raise ValueError(f"root must be a folder or a zip file, {path} is neither ({e})") from None
+        packed = path.suffix.lower() in ('.gz', '.tar', '.tgz', '.7z', '.rar')
+        hint = ': unpack it' if packed else ': was it cut short?' if path.suffix.lower() == '.zip' else ''
+        raise ValueError(f"root must be a folder or a zip file, {path} is neither ({e}){hint}") from None
     names = {n for n in names if not any(map(is_trace, n.rstrip('/').split('/')))}
     filled = {n[:i+1] for n in names for i, c in enumerate(n[:-1]) if c == '/'}
     return names - filled
@@ -83,7 +86,7 @@ def scan(root,        # a folder, or a zip file
         )->Contents:  # names with `/`
     "What lies there, the traces of systems left out; ValueError for a file that is no zip file."
     root = place(root)
-    names = sorted(_walk(root) if root.is_dir() else _members(root))
+    names = sorted(walk(root) if root.is_dir() else _members(root))
     def is_image(n): return n.lower().endswith(ENDINGS)
     files = [n for n in names if not n.endswith('/')]
     return Contents([n for n in files if is_image(n)], [n for n in files if not is_image(n)],

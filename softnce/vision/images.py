@@ -20,13 +20,14 @@ there is an error that says how large it is and where it comes from.
 """
 
 # %% ../../nbs/vision/images.ipynb #229b0ab7
-import csv, io, os, pickle, re
+import io, pickle, re
 from collections import defaultdict
 from dataclasses import replace
 import numpy as np
 import torch
 from .files import Files, place, read_bytes, scan, shortened
-from .labels import part_of, read_array, read_folders, read_table
+from .places import (IMAGENET_1K, TINY, TINY_URL, cifar_place, imagenet_listed, lines_of, read_layout,
+                                   read_own, tiny_listed, tiny_place, two_columns)
 from .splits import ImageSet, Splits, drawn_parts, say_left_out, three_parts
 
 # %% ../../nbs/vision/images.ipynb #6b613984
@@ -46,11 +47,6 @@ def digits(seed:int=0,      # of the split
     return Splits(first, middle, last, classes, (0.,), (1.,), 8, f'{test:.0%} of the images, drawn')
 
 # %% ../../nbs/vision/images.ipynb #8149783c
-def _missing(about, where, found='', name='root'): # about: what it is, how large, where it comes from
-    where, (what, size, source) = where and place(where).absolute(), about
-    holds = f', which holds {found}' if found else ''
-    return FileNotFoundError(f"{what} is not at {where}{holds}: {name} must name it ({size}; {source})")
-
 class _ArrayUnpickler(pickle.Unpickler):
     "Numpy arrays and plain values, nothing else: a pickle can run code when it is loaded."
     def find_class(self, module, name):
@@ -69,21 +65,7 @@ def _arrays(root, name): # a dict; its keys may be bytes, where another Python w
     return {k.decode() if isinstance(k, bytes) else k: v for k, v in raw.items()}
 
 # %% ../../nbs/vision/images.ipynb #85ac55bb
-_CIFAR = 'CIFAR-100', '161 MB', 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz, or download=True'
 _CIFAR_FORM = dict(mean=(.5071, .4865, .4409), std=(.2673, .2564, .2762), size=32) # of the training images
-
-def _cifar_place(root): # the folder or zip file, and the folder of the three pickles in it
-    root = place(root)
-    folders = [p for p in (root/'cifar-100-python', root) if (p/'train').is_file()]
-    if folders: return folders[0], ''
-    if not root.exists(): raise _missing(_CIFAR, root)
-    files = scan(root)
-    tops = [n[:-len('train')] for n in files.others if n.rpartition('/')[2] == 'train']
-    for top in tops:
-        if {f'{top}test', f'{top}meta'} <= set(files.others): return root, top
-    hint = '; images in one folder a class are dataset folder' if files.images else ''
-    raise _missing(_CIFAR, root, f'{files}, not the pickles train, test and meta of cifar-100-python{hint}')
-
 _CIFAR_SHAPES = (3072,), (3, 32, 32) # of an image
 
 def _cifar_part(root, name, num_classes): # rows of 3 x 32 x 32 bytes, one channel after the other
@@ -107,7 +89,7 @@ def cifar100(root, valid:float=.1, seed:int=0, download:bool=False)->Splits:
     if download and not any((place(root)/d/'train').is_file() for d in ('.', 'cifar-100-python')):
         from torchvision.datasets import CIFAR100
         CIFAR100(place(root), download=True) # checks the MD5 sum
-    where, top = _cifar_place(root)
+    where, top = cifar_place(root)
     meta = _arrays(where, f'{top}meta')
     if 'fine_label_names' not in meta: raise ValueError(f"{where}: meta of CIFAR-100 has no fine_label_names")
     classes = [c.decode() if isinstance(c, bytes) else str(c) for c in meta['fine_label_names']]
@@ -119,25 +101,6 @@ def cifar100(root, valid:float=.1, seed:int=0, download:bool=False)->Splits:
 IMAGENET = dict(mean=(.485, .456, .406), std=(.229, .224, .225)) # of its training images; for other photographs, too
 
 # %% ../../nbs/vision/images.ipynb #a05a94a1
-_ABOUT = ('.txt', '.csv', '.tsv', '.json', '.xml', '.yaml', '.yml', '.md', '.html', '.mat', '.log') # images, not images
-
-def _unread(contents, folders): # in words: folders of classes without images, and files there that nobody reads
-    above = {f.rpartition('/')[0] for f in folders}
-    def in_class(name): # whether a folder on the way stands beside those of the classes
-        steps = name.split('/')
-        return any('/'.join(steps[:i]) in above for i in range(len(steps)-1))
-    empty = [e for e in contents.empty if e.rpartition('/')[0] in above or part_of(e)]
-    other = [n for n in contents.others if not n.lower().endswith(_ABOUT) and in_class(n)]
-    out = [f'folders without images: {shortened(empty)}'] if empty else []
-    return out + ([f'{len(other)} files that are no images: {shortened(other)}'] if other else [])
-
-def _same_folder(root, names, parts): # two parts that are one folder, by a link
-    folders = {(part, os.path.dirname(n)) for n, part in zip(names, parts)}
-    seen = {}
-    for part, f in sorted(folders):
-        other = seen.setdefault(os.path.realpath(root/f), (part, f))
-        if other[0] != part: raise ValueError(f"{root}: {f} and {other[1]} are the same folder, in two parts")
-
 def _parts_in_files(root, found): # an `ImageSet` for each part that has a name; without names all are to train on
     at = defaultdict(list)
     for i, part in enumerate(found.parts or ['train']*len(found.names)): at[part].append(i)
@@ -147,22 +110,12 @@ def _parts_in_files(root, found): # an `ImageSet` for each part that has a name;
 
 # %% ../../nbs/vision/images.ipynb #70f7e300
 _NOTES = dict(test='its test folder', valid='its validation folder')
-_FOLDER = 'a folder of images', 'any size', 'one folder a class'
 
-def _read_layout(root, valid, test, seed, about=_FOLDER, listed=None, needs=(), without=None, **form)->Splits:
-    """Any folder or zip file. `listed` finds the classes of loose images, `needs` names parts that must be there, and
-    images `without` are those of a folder that is known to have no classes."""
-    if root is None or not place(root).exists(): raise _missing(about, root)
-    root, contents, (what, _, source) = place(root), scan(root), about
-    if not contents.images: raise ValueError(f"{root}: found {contents}, but no images; expected {what}, {source}")
-    images = [n for n in contents.images if without not in n.split('/')[:-1]]
-    found = read_folders(images, str(root), listed(root, contents) if listed else None)
-    if root.is_dir() and found.parts: _same_folder(root, found.names, found.parts)
-    given = _parts_in_files(root, found)
-    if lacking := set(needs) - given.keys():
-        raise ValueError(f"{root}: no {lacking.pop()} part of {what}: found {contents}; expected {source}")
-    *parts, reported = three_parts(given, valid, test, seed)
-    left_out = found.left_out + _unread(contents, found.folders)
+def _read_layout(layout,  # of `read_layout`
+                 valid, test, seed, **form)->Splits:
+    "Any folder or zip file; the parts that it does not name are drawn."
+    root, found, left_out = layout
+    *parts, reported = three_parts(_parts_in_files(root, found), valid, test, seed)
     note = _NOTES.get(reported, f'{test:.0%} of the images, drawn')
     form = dict(note=note, source=str(root), left_out=left_out) | IMAGENET | form
     return say_left_out(Splits(*parts, found.classes, **form))
@@ -171,41 +124,29 @@ def _read_layout(root, valid, test, seed, about=_FOLDER, listed=None, needs=(), 
 def folder(root, valid:float=.1, test:float=.1, seed:int=0)->Splits:
     """A folder (or zip file) of images, one folder a class, perhaps below `train/`, `val/` and `test/`. What is found
     and not used is named in a warning; ValueError with what was found and what is expected."""
-    return _read_layout(root, valid, test, seed)
+    return _read_layout(read_layout(root), valid, test, seed)
 
 # %% ../../nbs/vision/images.ipynb #376b2588
-_TINY_URL, _TINY_MD5 = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip', '90528d7ca1a48142e341f4ef8d21d0de'
-_TINY = 'Tiny ImageNet', '237 MB', f'{_TINY_URL}, or download=True'
-
-def _tiny_place(root, download): # the folder that holds train/, or the zip file
-    root = place(root)
-    below = [p.parent for depth in ('*', '*/*') for p in root.glob(f'{depth}/train') if p.is_dir()]
-    for p in (root, root/'tiny-imagenet-200', root/'tiny-imagenet-200.zip', *(below if len(below) == 1 else ())):
-        if (p/'train').is_dir() or p.suffix == '.zip' and p.is_file(): return p
-    found = scan(root) if root.exists() else ''
-    if not download: raise _missing(_TINY, root, found)
+def _fetch_tiny(root): # the zip file, its MD5 sum checked
     from torchvision.datasets.utils import download_url
-    download_url(_TINY_URL, str(root), md5=_TINY_MD5)
-    return root/'tiny-imagenet-200.zip'
+    download_url(TINY_URL, str(place(root)), md5='90528d7ca1a48142e341f4ef8d21d0de')
+    return place(root)/'tiny-imagenet-200.zip'
 
-def _lines(root, contents, name): # of a text file, wherever it lies; none if it is not there
-    paths = [n for n in contents.others if n.rpartition('/')[2] == name]
-    return read_bytes(root, paths[0]).decode(errors='replace').splitlines() if paths else []
-
-def _two_columns(lines): # the first two of those with tabs
-    return dict(line.split('\t')[:2] for line in lines if '\t' in line)
-
-def _tiny_listed(root, contents): return _two_columns(_lines(root, contents, 'val_annotations.txt'))
+def _tiny_at(root, download):
+    try: return tiny_place(root)
+    except FileNotFoundError:
+        if not download: raise
+        return _fetch_tiny(root)
 
 # %% ../../nbs/vision/images.ipynb #f7e6db23
 def tiny_imagenet(root, valid:float=.1, seed:int=0, download:bool=False)->Splits:
     """Tiny ImageNet from its zip file or folder, as delivered or with the validation images in folders. The official
     validation part is reported, for the test part has no labels. ValueError if classes or that part are missing."""
-    root = _tiny_place(root, download)
-    s = _read_layout(root, valid, .1, seed, _TINY, _tiny_listed, ('train', 'valid'), 'test', size=64,
-                     note='the official validation part')
+    root = _tiny_at(root, download)
+    layout = read_layout(root, TINY, tiny_listed, ('train', 'valid'), 'test')
+    s = _read_layout(layout, valid, .1, seed, size=64, note='the official validation part')
     contents = scan(root)
-    wnids, words = _lines(root, contents, 'wnids.txt'), _two_columns(_lines(root, contents, 'words.txt'))
+    wnids, words = lines_of(root, contents, 'wnids.txt'), two_columns(lines_of(root, contents, 'words.txt'))
     wnids = {w.strip() for w in wnids if w.strip()} or {c for c in s.classes if re.fullmatch(r'n\d+', c)}
     if differ := sorted(wnids ^ set(s.classes)): # half an archive, or another data set
         raise ValueError(f"{root}: the folders of train/ must be the classes of wnids.txt, n01443537 and so on; "
@@ -213,14 +154,8 @@ def tiny_imagenet(root, valid:float=.1, seed:int=0, download:bool=False)->Splits
     return replace(s, classes=[words.get(w, w) for w in s.classes])
 
 # %% ../../nbs/vision/images.ipynb #191b47ba
-_IMAGENET_1K = ('ImageNet-1k', '145 GB',
-                'train/ and val/ with one folder a class, from https://image-net.org after registration')
-
-def _imagenet_listed(root, contents): # of Kaggle: ILSVRC2012_val_00000001,n01751748 111 108 431 323
-    rows = csv.reader(_lines(root, contents, 'LOC_val_solution.csv'))
-    return {f'{r[0]}.JPEG': r[1].split()[0] for r in rows if len(r) > 1 and r[1].split()}
-
-def _imagenet(root, valid=.1, seed=0): return _read_layout(root, valid, .1, seed, _IMAGENET_1K, _imagenet_listed)
+def _imagenet(root, valid=.1, seed=0):
+    return _read_layout(read_layout(root, IMAGENET_1K, imagenet_listed), valid, .1, seed)
 
 # %% ../../nbs/vision/images.ipynb #08a3e5b6
 def soft_labels(root,   # a folder, or a zip file, of images
@@ -230,12 +165,7 @@ def soft_labels(root,   # a folder, or a zip file, of images
                )->Splits:
     """Any images with your own probabilities or votes; a column `split` (train, valid, test) names the parts, others
     are drawn. ValueError with file, row and column of what is wrong."""
-    for name, path in dict(root=root, labels=labels).items():
-        if path is None or not place(path).exists(): raise _missing(_OWN[name], path, name=name)
-    root, contents = place(root), scan(root)
-    if not contents.images: raise ValueError(f"{root}: found {contents}, but no images")
-    if str(labels).lower().endswith('.npy'): found = read_array(labels, contents.images, rescale)
-    else: found = read_table(labels, contents.images, root, rescale)
+    root, found = read_own(root, labels, rescale)
     targets = torch.tensor(found.targets)
     votes = None if found.votes is None else torch.tensor(found.votes)
     data = ImageSet(Files(root, found.names), targets.float() if targets.ndim == 2 else targets, votes=votes)
@@ -245,10 +175,6 @@ def soft_labels(root,   # a folder, or a zip file, of images
     note = f'{test:.0%} of the images, drawn' if reported == 'drawn' else 'its own split'
     return say_left_out(Splits(*parts, found.classes, **IMAGENET, note=note, source=str(labels),
                                left_out=found.left_out))
-
-# %% ../../nbs/vision/images.ipynb #a9b0d007
-_OWN = dict(root=('the data of soft_labels', 'any size', 'a folder or zip file of images'),
-            labels=('the label file', 'any size', 'a table or npy file'))
 
 # %% ../../nbs/vision/images.ipynb #89757817
 def load(name:str,        # 'digits', 'cifar100', 'tiny_imagenet', 'imagenet', 'folder', 'soft_labels' or, for rounded

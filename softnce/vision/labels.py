@@ -41,7 +41,7 @@ class Labelled:
     votes:np.ndarray = None # `(N,)` how many votes each row of `targets` is the share of; None: not known
 
 # %% ../../nbs/vision/labels.ipynb #d5e11035
-_PARTS = {w: part for part, words in dict(train='train training trn', test='test testing tst',
+_PARTS = {w: part for part, words in dict(train='train training trn', test='test testing tst holdout heldout',
           valid='val valid validation validate dev eval evaluation').items() for w in words.split()}
 _FILLERS = {'set', 'split', 'part', 'subset', 'folder', 'data', 'dataset', 'image', 'images', 'img', 'imgs', 'pictures',
             'photos', 'jpg', 'jpeg', 'png'} # words that neither a class nor a part is called by
@@ -89,9 +89,9 @@ def _below_top(groups): # without the folders that hold all the others; images b
         groups = _below(groups)
     return groups, beside
 
-def _below_own_name(groups, part): # train/train/cat and train/images/cat are train/cat
+def _below_own_name(groups, part, folder): # train/train/cat and train/images/cat are train/cat
     while len(tops := _tops(groups)) == 1 and not _loose(groups):
-        if part_of(*tops) != part and _words(*tops): break
+        if tops != {folder} and part_of(*tops) != part and _words(*tops): break
         groups = _below(groups)
     return groups
 
@@ -100,15 +100,19 @@ def _by_part(groups, where): # part -> groups below its folder, None where there
     tops, deep = _tops(groups), _tops(groups, 2)
     parts = _parts_of(tops)
     others, trains = tops - parts.keys(), [f for f, part in parts.items() if part == 'train']
-    if not parts: return _classes_above(groups), []
+    if not parts and (above := _classes_above(groups)): return above, []
+    if not parts: _check_one_level(groups, where); return None, []
     if len(tops) == 1 and (above := _classes_above(_below(groups))): return above, [] # an archive called train
     if not trains and (not others or any(_tops(_below(groups, f)) & others for f in parts)):
         _refuse(where, f"found {_listed(tops)}, but no part to train on")
-    if not trains or len(parts) == 1 and len(others) > 1 and not deep: return None, [] # classes with such names
+    if not trains or len(parts) == 1 and len(others) > 1 and not deep: # classes with such names
+        _check_one_level(groups, where)
+        return None, []
     if not deep & set(trains): _refuse(where, f"the images lie right in {_listed(trains)}, without a folder a class")
     for part, n in Counter(parts.values()).items():
         if n > 1: _refuse(where, f"found {_listed(f for f in parts if parts[f] == part)}, {n} folders for one part")
-    return {part: _below_own_name(_below(groups, f), part) for f, part in parts.items()}, _outside(groups, parts, where)
+    below = {part: _below_own_name(_below(groups, f), part, f) for f, part in parts.items()}
+    return below, _outside(groups, parts, where)
 
 def _outside(groups, parts, where): # in words
     other = {f: _count(_below(groups, f)) for f in sorted(_tops(groups) - parts.keys())}
@@ -118,6 +122,13 @@ def _outside(groups, parts, where): # in words
     out = [f'{f}/ ({n:,} images)' for f, n in other.items()]
     if loose: out.append(f'{len(loose)} images beside the parts: {shortened(loose)}')
     return out
+
+def _check_one_level(groups, where): # the same folders below each: a guess which of the two levels are the classes
+    below = [_tops(_below(groups, top)) for top in sorted(_tops(groups))]
+    shared = set.intersection(*below) if len(below) > 1 else set()
+    if len(shared) > 1 and all(b == shared for b in below):
+        _refuse(where, f"found {_listed(_tops(groups))}, and in each of them {_listed(shared)}: either may be the "
+                       "classes")
 
 def _listed(folders): return ', '.join(f'{f}/' for f in sorted(folders))
 
@@ -165,8 +176,12 @@ def read_folders(names:list,         # of images, with `/`
                     set(folders) - {None})
 
 # %% ../../nbs/vision/labels.ipynb #8c5db65e
-_ROLES = dict(split=('split',), annotator=('annotator', 'annotator_id', 'worker_id', 'rater', 'rater_id'))
-_MEANT = ("expected columns separated by commas, semicolons or tabs: a header, file names in the first, then one of "
+_ROLES = dict(
+    split=('split',),
+    annotator=('annotator', 'annotator_id', 'worker', 'worker_id', 'rater', 'rater_id', 'user', 'user_id', 'labeler'))
+_SPLITS = 'set', 'subset', 'part', 'partition', 'phase', 'usage' # a split, too, where the cells are words for a part
+_NO_CLASS = 'id', 'index', 'idx', 'unnamed: 0', 'fold', 'total', 'sum', 'count', 'entropy' # of what tables have beside
+_MEANT = ("expected columns separated by , ; tab or |: a header, file names in the first, then one of "
           "numbers for each class, or one of class names")
 
 def _text(path): # of a text file in UTF-8, or in UTF-16 as Excel writes it
@@ -183,16 +198,23 @@ def _text(path): # of a text file in UTF-8, or in UTF-16 as Excel writes it
 def _rows(path): # header, [(line in the file, cells)] of one length, and the decimal sign
     text = _text(path)
     first = next((line for line in text.split('\n') if line.strip()), '')
-    sign = max(',;\t', key=first.count)
+    sign = max(',;\t|', key=first.count)
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=sign, skipinitialspace=True)
     try: rows = [(reader.line_num, [c.strip() for c in r]) for r in reader if any(c.strip() for c in r)]
     except csv.Error as e: raise ValueError(f"{path}, row {reader.line_num}: {e}; {_MEANT}") from None
     if len(rows) < 2: raise ValueError(f"{path} has {len(rows)} rows; {_MEANT}")
     (_, header), *rows = rows
+    if header[0] == '' and len(header) > 1: # the number of the row, as pandas writes it
+        header, rows = header[1:], [(line, r[1:]) for line, r in rows]
     for line, r in rows:
         if len(r) != len(header):
             raise ValueError(f"{path}, row {line} ({r[0]}): {len(r)} columns, the header has {len(header)}")
     return header, rows, '.' if sign == ',' else ','
+
+def _named_split(header, rows): # the header with `split` for another usual name of such a column
+    at = [i for i, h in enumerate(header) if i and h.lower() in _SPLITS and all(part_of(r[i]) for _, r in rows)]
+    known = any(h.lower() in _ROLES['split'] for h in header)
+    return ['split' if i in at else h for i, h in enumerate(header)] if len(at) == 1 and not known else header
 
 def _columns(path, header): # role -> number of its column; and the numbers of the others
     if header[0].lower().endswith(ENDINGS): raise ValueError(f"{path} has no header: it begins with {header}; {_MEANT}")
@@ -201,6 +223,8 @@ def _columns(path, header): # role -> number of its column; and the numbers of t
     for role, found in roles.items():
         if len(found) > 1: raise ValueError(f"{path}, row 1: {len(found)} columns for the {role}")
     names = [header[i] for i in values]
+    if strange := [h for h in names if h.lower() in _NO_CLASS]:
+        raise ValueError(f"{path}, row 1: {strange[0]!r} would be a class: remove the column, or rename it")
     if '' in names: raise ValueError(f"{path}, row 1: column {values[names.index('')]+1} has no name; {_MEANT}")
     if twice := [h for h, n in Counter(names).items() if n > 1]:
         raise ValueError(f"{path}, row 1: two columns {twice[0]!r}")
@@ -259,18 +283,31 @@ def _found(said, images): # the images that names mean, None where no image or s
     if all(exact): return exact
     ends = _by_end(images)
     shorter = [next((end for end in _ends(n) if end in there), None) for n in said] # the table begins further up
-    rules = [ends.get(n) for n in said], shorter # or further down
+    lower = _by_end(images, str.lower) # or was written where upper case does not count
+    rules = [ends.get(n) for n in said], shorter, [lower.get(n.lower()) for n in said] # or further down
     if not any(all(found) for found in rules): # or leaves the endings out
         stems = _by_end(images, _stem)
         rules += [stems.get(n) for n in said],
     return next((found for found in rules if all(found)), exact)
 
 # %% ../../nbs/vision/labels.ipynb #bfdec2bf
+def _check_numbers(where, cells): # words all the way down are another table than the one that is read
+    if not any(re.search(r'\d|inf|nan', c.lower()) or not c for c in cells):
+        raise ValueError(f"{where}: words, such as {cells[0]!r}, where numbers are expected: one column of class names "
+                         "is read, and one called `annotator` for several rows an image")
+
+def _check_total(path, x, classes): # counts beside their sum
+    for k, name in enumerate(classes if len(x) > 1 and x.shape[1] > 2 else ()):
+        if x[:, k].any() and np.allclose(x[:, k], np.delete(x, k, 1).sum(1), rtol=1e-6, atol=0):
+            raise ValueError(f"{path}, column {name!r} is in every row the sum of the others: remove it")
+
 def _values(path, header, columns, rows, decimal, rescale): # probabilities `(N, K)` or ids, names, votes of each row
     if len(columns) > 1:
         named, classes = [f'{line} ({r[0]})' for line, r in rows], [header[i] for i in columns]
+        for i in columns: _check_numbers(f'{path}, column {header[i]!r}', [r[i] for _, r in rows])
         x = [[_number(r[i], decimal, f'{path}, row {name}, column {header[i]!r}') for i in columns]
              for name, (_, r) in zip(named, rows)]
+        _check_total(path, np.array(x), classes)
         return to_probabilities(x, named, rescale, path), classes, _votes(x)
     said = [r[columns[0]] for _, r in rows]
     for (line, r), name in zip(rows, said):
@@ -308,6 +345,11 @@ def _one_row_each(path, names, rows, annotator): # image -> its rows, more than 
     return out
 
 # %% ../../nbs/vision/labels.ipynb #be013ec0
+def _elsewhere(header, rows, images): # the column that names files, in words
+    for i, h in enumerate(header[1:], 1):
+        if all(_found([r[i] for _, r in rows[:20]], images)): return f"; column {h!r} does: make it the first"
+    return ''
+
 def read_table(path,         # of a CSV file; separated by semicolons or tabs as well
                images:list,  # names of the images below `root`
                root='the folder', # for messages
@@ -315,11 +357,12 @@ def read_table(path,         # of a CSV file; separated by semicolons or tabs as
               )->Labelled:   # targets `(N, K)`; class ids where each image has one class name
     "Probabilities, votes or class names of images from a table; ValueError with file, row and column."
     header, rows, decimal = _rows(path)
+    header = _named_split(header, rows)
     roles, columns = _columns(path, header)
     names = _found([r[0] for _, r in rows], images)
     if missing := [(line, r[0]) for (line, r), n in zip(rows, names) if not n]:
         raise ValueError(f"{path}, row {missing[0][0]}: labels name files that are not below {root}: "
-                         f"{shortened([n for _, n in missing], 5)}")
+                         f"{shortened([n for _, n in missing], 5)}{_elsewhere(header, rows, images)}")
     if _found(header[:1], images)[0]: raise ValueError(f"{path} has no header: it begins with {header}; {_MEANT}")
     targets, classes, votes = _values(path, header, columns, rows, decimal, rescale)
     if 'annotator' in roles and targets.ndim == 1: targets = np.eye(len(classes))[targets]

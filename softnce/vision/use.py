@@ -158,7 +158,7 @@ def save_model(folder,        # of the model, such as `run.dir/'model'`
               ):
     "Write the folder of a finished training, whole or not at all."
     module = make_loss(**loss, labels=data.train.part_targets, num_classes=data.num_classes)
-    kind = target_kind(data, s, loss['loss'])
+    kind = target_kind(data, s, loss['name'])
     found = _weights(checkpoints, used)
     about = dict(family='vision', model=_network_of(data, s), classes=data.classes, transform=_transform_of(data, s),
                  loss=loss, targets=kind, epsilon=s['smoothing'], averaged=s['ema'],

@@ -89,7 +89,7 @@ def test_list(tmp_path):
     for e in list_experiments():
         assert f'{e.name}  {e.subtitle}\n' in done.stdout
         for name, p in e.parameters.items():
-            comment = f' .*# {re.escape(p.comment)}' if p.comment else ' *'
+            comment = f' .*# {re.escape(p.meaning)}' if p.meaning else ' *'
             line = rf'^ +{name} = {re.escape(repr(p.default))}{comment}$'
             assert re.search(line, done.stdout, re.M), f'{e.name}: {name}'
 

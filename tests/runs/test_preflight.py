@@ -168,6 +168,42 @@ def test_a_finished_run_needs_nothing(tmp_path, monkeypatch):
 def test_every_experiment_starts_at_its_defaults(name, tmp_path):
     "In a process of its own, which tells what it imported: what is wrong must be said within 3 s."
     code = (f"import sys; from softnce.runs import check_run; check_run({name!r}, {{}}, {str(tmp_path/'runs')!r}); "
-            "print('papermill' in sys.modules)")
-    assert subprocess.check_output([sys.executable, '-c', code], text=True).split() == ['False']
+            "print([m for m in ('papermill', 'torch', 'timm') if m in sys.modules])")
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).split() == ['[]']
     assert not (tmp_path/'runs').exists()
+
+
+# ---- many runs of the same data, and the caller's directory
+
+def test_inside_one_look_data_is_looked_at_once(tmp_path, monkeypatch):
+    (tmp_path/'a.csv').write_text('1')
+    seen = []
+    original = preflight._of_file
+    monkeypatch.setattr(preflight, '_of_file', lambda path: seen.append(path) or original(path))
+    with preflight.one_look():
+        first = fingerprint(tmp_path/'a.csv')
+        (tmp_path/'a.csv').write_text('22')
+        with preflight.one_look(): assert fingerprint(tmp_path/'a.csv') == first
+        for _ in range(2):
+            with pytest.raises(UsageError, match='there is no file or folder'): fingerprint(tmp_path/'b.csv')
+    assert len(seen) == 1 and fingerprint(tmp_path/'a.csv') != first and len(seen) == 2
+
+
+def test_a_relative_path_is_below_the_directory_of_the_caller(tmp_path, monkeypatch):
+    "The cell before the run, the notebook, and what it remembers: one directory, wherever the notebook is."
+    cell = "from softnce.runs import fingerprint\npreflight = dict(data=fingerprint(root))"
+    (tmp_path/'book').mkdir()
+    path = experiment(tmp_path/'book', cell, PARAMS.replace("'.'", "'data'"))
+    nb = nbformat.read(path, 4)
+    nb.cells[-1].source = "from pathlib import Path\nrun.save_metrics({'text': (Path(root)/'x.txt').read_text()})"
+    nbformat.write(nb, path)
+    for name in ('one', 'two'):
+        (tmp_path/name/'data').mkdir(parents=True)
+        (tmp_path/name/'data'/'x.txt').write_text(name*3)
+    monkeypatch.chdir(tmp_path/'one')
+    run = run_experiment(path, {}, tmp_path/'runs')
+    assert run.metrics() == [{'text': 'oneoneone'}]
+    monkeypatch.chdir(tmp_path/'two')  # the same name, and so the same run, but other data
+    with pytest.raises(UsageError, match=r'^the data of .* has changed: .*one/data: .*two/data: .*--restart'):
+        run_experiment(path, {}, tmp_path/'runs')
+    assert run_experiment(path, {}, tmp_path/'runs', restart=True).metrics() == [{'text': 'twotwotwo'}]

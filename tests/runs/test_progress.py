@@ -2,7 +2,7 @@
 import os, time
 
 import pytest
-from small_experiments import START, cli, notebook
+from small_experiments import COMMAND, START, cli, notebook
 
 import softnce.runs.progress as progress
 from softnce.runs.execute import RunFailed
@@ -38,6 +38,8 @@ def test_status(tmp_path, monkeypatch, capsys):
         (folder/'log.txt').write_text(text)
         (folder/'params.yaml').write_text('x: 1\n')
     (stopped/'history.csv').write_text('seed,epoch,loss\n0,1,.5\n0,2,.123456\n')
+    (running/'.progress').write_text('epoch 1/3, step 2/9, 80 images/s')
+    (killed/'.progress').write_text('of before')
     with lock(running): df, failures = status('runs', 'plan.yaml')
     by = df.set_index('id')
     id = lambda x, log=str(tmp_path/'log'): run_id('square', {'x': x, 'log': log})
@@ -47,7 +49,8 @@ def test_status(tmp_path, monkeypatch, capsys):
     assert by['parameters'][id(3., '')] == ''  # it is not there yet
     assert by['state'].to_dict() == want
     assert by['seconds']['1'*8] == 10+3605 and by['last']['1'*8] == 'seed=0 epoch=2 loss=0.1235'
-    assert f'process {os.getpid()} on' in by['note']['3'*8]
+    assert f'epoch 1/3, step 2/9, 80 images/s, process {os.getpid()} on' in by['note']['3'*8]
+    assert by['note']['2'*8] == ''
     failed, = failures
     assert want[failed] == 'failed' and by['note'][failed] == 'square.ipynb, cell 3 of 3: ValueError: x is -1.0'
     assert failures[failed].endswith('ValueError: x is -1.0')
@@ -111,3 +114,64 @@ def test_clean(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith('removed runs/n/b\n1 failed run; ') and not again.exists()
     assert sorted(p.name for p in (tmp_path/'runs'/'n').iterdir()) == ['c', 'd', 'e']
     with pytest.raises(UsageError, match='there is no run'): clean(tmp_path/'nowhere')
+
+
+# ---- a line of where a run is, while it runs
+
+WORK = START+"""
+import time
+for epoch in range(3):
+    run.progress_file.write_text(f'epoch {epoch}/3, 80 images/s')
+    time.sleep(1.6)
+    print('row', epoch, flush=True)
+run.save_metrics({'a': 1})"""
+
+
+def on_a_terminal(command, cwd, **env):
+    "What a command writes to a terminal."
+    import pty, subprocess
+    ours, theirs = pty.openpty()
+    streams = dict(stdout=theirs, stderr=theirs, stdin=theirs)
+    with subprocess.Popen(command, cwd=cwd, env=os.environ | env, **streams) as process:
+        os.close(theirs)
+        said = b''
+        try:
+            while piece := os.read(ours, 10_000): said += piece
+        except OSError: pass  # the other end is closed
+    assert process.returncode == 0, said
+    return said.decode()
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_where_a_run_is_and_a_log_does_not(tmp_path):
+    notebook(tmp_path/'n.ipynb', WORK, params='x = 1')
+    said = on_a_terminal([*COMMAND, 'run', 'n.ipynb'], tmp_path, COLUMNS='60')
+    assert '\repoch 0/3, 80 images/s\x1b[K' in said and '\r\x1b[Krow 0' in said
+    folder, = (tmp_path/'runs'/'n').iterdir()
+    assert 'images/s' not in (folder/'log.txt').read_text() and not (folder/'.progress').exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_shows_the_run_that_it_makes(tmp_path):
+    "The inner run says it to the outer one, whose command shows it."
+    notebook(tmp_path/'n.ipynb', WORK, params='x = 1')
+    outer = ("from softnce.runs import run_all\n"
+             f"run_all({str(tmp_path/'n.ipynb')!r}, [dict(x=2), dict(x=3)])\nrun.save_metrics({{'a': 1}})")
+    notebook(tmp_path/'outer.ipynb', START, outer, params='x = 1')
+    said = on_a_terminal([*COMMAND, 'run', 'outer.ipynb'], tmp_path)
+    assert '1/2 n ' in said and ': epoch 1/3, 80 images/s' in said and '2/2 n ' in said
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(tmp_path, capsys, monkeypatch):
+    import io
+    import softnce.runs.execute as execute
+    log = io.StringIO()
+    tee = execute._Tee(log)
+    tee.progress('epoch 1')
+    assert capsys.readouterr().out == ''  # not yet a minute
+    monkeypatch.setattr(execute, 'LINE_EVERY', 0.)
+    tee.progress('epoch 2')
+    tee.write('half a line')
+    tee.progress('epoch 3')  # would go into the middle of it
+    tee.line('stage')
+    assert capsys.readouterr().out == 'epoch 2\nhalf a line\nstage\n' and 'epoch' not in log.getvalue()

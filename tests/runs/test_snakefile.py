@@ -35,6 +35,13 @@ def test_every_run_is_listed_with_its_reason(tmp_path, size):
     assert sorted(f for _, f in listed) == sorted(f'runs/{e}/{i}' for e, i in plan.runs)
     assert {c for c, _ in listed} == {plan.command(*k) for k in plan.runs}
     assert not (tmp_path/'runs').exists()
+    missing = re.findall(r'^softnce: (\d+) runs? cannot start: (.*)$', out, re.M)
+    if size == 'small': assert not missing  # everything comes with it, or is made
+    else:  # what is not there, once each, where it was looked for: the folder in which Snakemake was started
+        found = {name: int(n) for n, text in missing for name in ('imagenet', 'tiny-imagenet-200', 'cifar-100-python',
+                 'celltype') if f'data/{name} ' in text or f'data/{name}:' in text}
+        assert len(found) == len(missing) == 4 and sum(found.values()) > 270, missing
+        assert all(str(tmp_path/'data') in text or 'data/celltype' in text for _, text in missing)
 
 
 @pytest.mark.slow
@@ -86,7 +93,7 @@ def test_names_with_spaces_and_signs_and_data_that_is_missing(tmp_path):
     nbformat.write(nb, tmp_path/'walk.ipynb')
     parts[1]['grid']['x'] = [3]
     (tmp_path/'c.yaml').write_text(yaml.safe_dump({'targets': {'t': parts[1]}, 'out': 'my runs'}))
-    message = "1 run cannot start: walk: No such folder: 'images'"
+    message = "1 run cannot start: No such folder: 'images'"
     code, out = snakemake('-n', '--configfile', 'c.yaml', cwd=tmp_path)
     assert code == 0 and message in out
     code, out = snakemake('--cores', 1, '--configfile', 'c.yaml', cwd=tmp_path)

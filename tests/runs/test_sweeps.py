@@ -199,7 +199,7 @@ def test_what_keeps_a_plan_from_starting(tmp_path, monkeypatch, capsys):
     plan = Plan({'targets': {'bad': {'notebook': 'fig.ipynb', 'parameters': {'xs': [1, 2, 3]}},
                              'good': {'notebook': 'square.ipynb'}}})
     line, = plan.problems()
-    assert line.startswith("2 runs cannot start: square: there is no data: 'there' (square ")
+    assert line.startswith("2 runs cannot start: there is no data: 'there' (square ")
     assert plan.problems(['good']) == [] and plan.problems(['bad']) == plan.problems(['runs/x/metrics.json']) == [line]
     settings = lambda targets: SimpleNamespace(targets=targets)
     workflow = lambda main, *targets: SimpleNamespace(is_main_process=main, dag_settings=settings(targets))

@@ -126,3 +126,72 @@ def test_the_kind_of_targets_reaches_the_read_out():
     with pytest.warns(UserWarning, match='probs reads targets as labels'): read_out(in_batch, logits, eps)
     for call in (lambda: read_out(in_batch, logits, eps, 'vote'), lambda: TrainConfig(targets='vote')):
         with pytest.raises(ValueError, match="targets must be None, 'labels', .* or 'mixed', got 'vote'"): call()
+# ---- several ranks, one of which cannot read some of its images
+
+def pictures(folder, bad, count=10):
+    "Flat grey images in a zip file, image i of grey level 20*i; the members `bad` are no pictures."
+    import io, zipfile
+    import numpy as np
+    from PIL import Image
+    names = [f'{i}.png' for i in range(count)]
+    with zipfile.ZipFile(folder/'z.zip', 'w') as z:
+        for i, name in enumerate(names):
+            out = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), 20*i, 'uint8')).save(out, 'PNG')
+            z.writestr(name, b'no picture' if i in bad else out.getvalue())
+    return names
+
+
+class Grey(nn.Module):  # the grey level of an image as its logit
+    def forward(self, x): return x.mean((1, 2, 3))[:, None]*torch.tensor([1., -1.])
+
+
+def evaluated(folder, bad, count=10, **kw):
+    "What this rank gets; the error, where there is one."
+    from pathlib import Path
+    from softnce.training.nodes import ranks
+    from softnce.vision.batches import transforms
+    from softnce.vision.files import Files
+    from softnce.vision.splits import ImageSet
+    rank, world, _ = ranks('cpu')
+    folder = Path(folder)/f'{rank}-{len(bad)}-{count}'
+    folder.mkdir()
+    data = ImageSet(Files(folder/'z.zip', pictures(folder, bad, count)), torch.arange(count))
+    loader = Batches(data, 4, transform=transforms(8), mean=(0.,)*3, std=(1.,)*3, rank=rank, world=world, **kw)
+    try: logits, labels = predict(Grey(), loader)
+    except ValueError as e: return f'{rank}: {e}'
+    assert logits.shape == (len(labels), 2)
+    assert (logits[:, 0]*255).round().int().tolist() == [20*int(y) for y in labels]  # each label with its own image
+    return labels.tolist()
+
+
+def uneven_job(folder):
+    import torch.distributed as dist
+    dist.init_process_group('gloo')
+    found = [evaluated(folder, bad, count, max_corrupt=1.) for bad, count in (
+        ((), 10), ((0,), 10), ((0, 8), 10), ((1, 3, 5, 7, 9), 10), ((0, 1, 2, 3), 10), ((), 1), ((), 5))]
+    found += [evaluated(folder, (0, 2), 9, max_corrupt=.1), evaluated(folder, (0, 1, 2), 3, max_corrupt=1.)]
+    all_found = [None]*dist.get_world_size()
+    dist.all_gather_object(all_found, found)
+    return all_found
+
+
+@pytest.mark.slow
+def test_images_that_one_rank_cannot_read_neither_stop_nor_shift_the_others(tmp_path):
+    import test_evaluation
+    from softnce.training.nodes import launch_nodes
+    first, second = launch_nodes(test_evaluation.uneven_job, str(tmp_path), processes=2)
+    rest = lambda *bad, count=10: [i for i in range(count) if i not in bad]
+    assert first[:7] == second[:7] == [rest(), rest(0), rest(0, 8), rest(1, 3, 5, 7, 9), rest(0, 1, 2, 3), [0],
+                                       rest(count=5)]
+    assert first[7].startswith('0: 2 of 9 images cannot be read')
+    assert 'evaluation on rank 0: ValueError: 2 of 9' in second[7]
+    assert first[8].endswith('no row that can be evaluated') and second[8].endswith('no row that can be evaluated')
+
+
+def test_a_share_of_rows_must_say_which_it_gave():
+    "Without ranks a loader's `rows` are not looked at, and one that gives nothing is refused."
+    loader = DataLoader(TensorDataset(torch.ones(3, 1), torch.arange(3)), 2)
+    loader.rows = [7]
+    assert predict(nn.Identity(), loader)[1].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match='the loader gave no row that can be evaluated'): predict(nn.Identity(), [])

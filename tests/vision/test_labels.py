@@ -177,6 +177,11 @@ def test_percent_and_rounded_rows_are_an_option(rows, tmp_path):
     ('file,cat,dog,split\n1.jpg,1,0,3\n', r"row 2 \(1.jpg\), column 'split': '3' is none of"),
     ('file,cat,dog,split\n1.jpg,1,0,val\n', "column 'split': no row of the training part"),
     ('file,cat,dog\n1.jpg,1,0\nx.jpg,1,0\ny.jpg,1,0\n', 'row 3: labels name files that are not below DIR: x.jpg, y'),
+    ('id,file,cat,dog\n7,1.jpg,1,0\n8,2.jpg,1,0\n', "row 2: labels .*: 7, 8; column 'file' does: make it the first"),
+    ('file,cat,dog,fold\n1.jpg,1,0,3\n', "row 1: 'fold' would be a class: remove the column, or rename it"),
+    ('file,cat,dog,all\n1.jpg,1,2,3\n2.jpg,0,2,2\n', "column 'all' is in every row the sum of the others: remove it"),
+    ('file,anna,bert\n1.jpg,cat,dog\n2.jpg,dog,dog\n', "column 'anna': words, such as 'cat', where numbers are expec"),
+    ('file,cat,dog\n1.jpg,1,0\n2.jpg,1,cat\n', r"row 3 \(2.jpg\), column 'dog': 'cat' is no number that is"),
 ])
 def test_every_error_has_file_row_and_column(text, message, tmp_path):
     with pytest.raises(ValueError, match=f'l.csv.*{message}'): table(tmp_path, text)
@@ -216,3 +221,45 @@ def test_arrays_that_are_no_labels(rows, message, tmp_path):
 def test_exact_probabilities_are_left_as_they_are():
     rows = np.random.default_rng(0).dirichlet([1, 1, 1], 5)*(1+5e-5)
     assert np.array_equal(to_probabilities(rows, range(5)), rows)
+
+
+# ---- what goes round beside the usual
+
+@pytest.mark.parametrize('layout', ['seg_{part}/seg_{part}/{cls}/1.jpg', '{part}_data/{part}_data/{cls}/1.jpg'])
+def test_a_part_in_a_folder_of_its_own_name(layout):
+    names = {layout.format(part=p, cls=c): f'{p}/{c}' for p in ('train', 'test') for c in ('cat', 'dog')}
+    assert said(*names) == (sorted(f'{v} {n}' for n, v in names.items()), [])
+    more = [f'seg_pred/seg_pred/{i}.jpg' for i in range(3)]
+    if layout.startswith('seg'): assert said(*names, *more)[1] == ['seg_pred/ (3 images)']
+
+
+@pytest.mark.parametrize('tops', [('trainA', 'trainB'), ('fold1', 'fold2', 'fold3'), ('learn', 'test')])
+def test_the_same_folders_in_every_folder_are_no_guess(tops):
+    names = [f'{top}/{c}/{i}.jpg' for top in tops for c in ('cat', 'dog') for i in range(3)]
+    with pytest.raises(ValueError, match='in each of them cat/, dog/: either may be the classes'): read_folders(names)
+    assert read_folders([n.replace('/cat/', '/') for n in names]).classes == sorted(tops)  # not in every one
+    assert read_folders([n.replace('/dog/', '/cat/') for n in names]).classes == sorted(tops)  # one folder more each
+
+
+def test_folders_above_and_held_out_ones():
+    assert said('../x/cat/1.jpg', '../x/dog/1.jpg') == (['-/cat ../x/cat/1.jpg', '-/dog ../x/dog/1.jpg'], [])
+    assert {part_of(w) for w in ('holdout', 'held_out'.replace('_', ''), 'hold-out'.replace('-', ''))} == {'test'}
+
+
+@pytest.mark.parametrize('text', [
+    'file|cat|dog\n1.jpg|1|3\n2.jpg|1|0\n3.jpg|2|2\n', ',file,cat,dog\n0,1.jpg,1,3\n1,2.jpg,1,0\n2,3.jpg,2,2\n',
+    'file,cat,dog\n1.JPG,1,3\n2.JPG,1,0\n3.Jpg,2,2\n', 'file,cat,dog\r1.jpg,1,3\r2.jpg,1,0\r3.jpg,2,2\r',
+    'file,worker,label\n'+''.join(f'{i}.jpg,{w},{c}\n' for i, cs in enumerate(('cddd', 'c', 'cd'), 1)
+                                  for w, c in enumerate({'c': 'cat', 'd': 'dog'}[x] for x in cs))])
+def test_other_forms_of_the_same_table(text, tmp_path):
+    found = table(tmp_path, text)
+    assert found.classes == ['cat', 'dog'] and dict(zip(found.names, found.targets.tolist())) == {
+        '1.jpg': [.25, .75], '2.jpg': [1, 0], '3.jpg': [.5, .5]}
+
+
+@pytest.mark.parametrize('name', ['set', 'Subset', 'phase', 'partition'])
+def test_a_column_of_parts_by_another_name(name, tmp_path):
+    found = table(tmp_path, f'file,cat,dog,{name}\n1.jpg,1,0,Train\n2.jpg,1,0,dev\n3.jpg,1,0,TEST\n')
+    assert found.parts == ['train', 'valid', 'test'] and found.classes == ['cat', 'dog']
+    found = table(tmp_path, f'file,cat,{name}\n1.jpg,1,3\n2.jpg,1,0\n3.jpg,2,2\n')  # a class of that name
+    assert not found.parts and found.classes == ['cat', name]

@@ -11,7 +11,8 @@ from softnce.noise import ClosedForm, Fresh, Queue
 from softnce.targets import SparseTargets
 from softnce.vision.images import load
 from softnce.vision.models import SmallCNN
-from softnce.vision.recipes import LOSSES, loaders, make_loss, recipe, settings, train_images
+from softnce.vision.presets import recipe, settings
+from softnce.vision.recipes import LOSSES, loaders, make_loss, train_images
 
 
 def test_table_3():
