@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .noise import ClosedForm, InBatch, NoiseSource, join, world_size
-from .targets import SparseTargets, Targets, per_row_epsilon
+from .rows import kept_rows
+from .targets import SparseTargets, Targets, per_row_epsilon, smooth
 
 # %% ../nbs/losses/distributed.ipynb #6f5c7ef8
 def columns(targets, num_slots=0):
@@ -98,20 +99,28 @@ def targets_of_ranks(targets:Targets, # of one kind on all ranks
 
 # %% ../nbs/losses/distributed.ipynb #98e3fe00
 def rank_weight(step_targets:list, # the targets of this rank's micro-batches, a list
+                count:float|Tensor=None, # what their rows count, from `row_count`; None: one each
                )->Tensor:          # a scalar; 1 without a process group
     "Factor of this rank's mean loss with which the mean over ranks is the mean over rows. A collective call."
     if world_size() == 1: return torch.ones(())
-    own = torch.tensor(sum(map(len, step_targets)), dtype=torch.float64, device=step_targets[0].device)
+    if count is None: count = sum(map(len, step_targets))
+    own = torch.as_tensor(count, dtype=torch.float64, device=step_targets[0].device)
     total = own.clone()
     dist.all_reduce(total)
-    return own*world_size()/total
+    return own*world_size()/total.clamp(min=1e-300)  # 0 where no rank has a row that counts
 
 # %% ../nbs/losses/distributed.ipynb #680486b1
 class Step:
     "What the micro-batches of a step share: the targets of all of them, one push to the source and one draw from it."
-    def __init__(self, source, targets, given=None):
+    def __init__(self, source, targets, given=None, label_smoothing=0.):
         self.source, self.targets, self.given, self.pushed = source, targets, given, False
-        self.drawn = [] if given is None else [given]
+        self.drawn, self.label_smoothing = [] if given is None else [given], label_smoothing
+    def smooth(self, num_classes):
+        "Smooth the targets, once: as the losses smooth a micro-batch's own."
+        if not self.label_smoothing: return
+        if isinstance(self.targets, Tensor) and self.targets.ndim == 1:
+            self.targets = SparseTargets.from_labels(self.targets, num_classes)
+        self.targets, self.label_smoothing = smooth(self.targets, self.label_smoothing), 0.
     def push(self):
         if not self.pushed: self.source.push(self.targets)
         self.pushed = True
@@ -128,9 +137,13 @@ class MicroBatch(NoiseSource):
         if targets.shape[0] != n:
             raise ValueError(f"noise_samples must be those of this micro-batch: made for {n} rows, "
                              f"got targets of {targets.shape[0]}")
+        self.step.smooth(targets.shape[1])
         self.step.push()
-    def own(self, targets): return self.step.targets[self.rows]  # labels, where the step was made from labels
+    def own(self, targets):
+        self.step.smooth(targets.shape[1])
+        return self.step.targets[self.rows]  # labels, where the step was made from labels
     def draw(self, noise_probs):
+        self.step.smooth(len(noise_probs))
         others = [self.step.targets[:self.rows.start], self.step.targets[self.rows.stop:]] if self.in_batch else []
         return [t for t in others if len(t)] + [self.step.draw(noise_probs)]
     def check_sampled(self, targets):
@@ -146,12 +159,15 @@ class MicroBatch(NoiseSource):
 def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches of one optimiser step, of one kind
                       noise_samples=None, # as for the losses
                       even:bool=False,    # all ranks hold as many rows and slots, and one epsilon: not asked again
+                      ignore_index:int=None, # as the loss's: such rows are no candidates
+                      label_smoothing:float=0., # as the loss's
                      )->list:             # a source per micro-batch, for this step only
     """Noise sources with which the micro-batches of all ranks add up to the loss of the global batch.
 
     A collective call.
 
     Every rank must have a micro-batch. Raises ValueError where `step_targets` is empty or of several kinds."""
+    step_targets = [kept_rows(t, ignore_index) for t in step_targets]
     kinds = {(type(t), t.shape[1:]) for t in step_targets}
     if len(kinds) != 1:
         raise ValueError("step_targets must be targets of one kind, at least one, "
@@ -161,6 +177,6 @@ def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches
     with torch.no_grad(): own = join(step_targets)
     ranks = targets_of_ranks(own, even) if source.in_batch and not source.local else [own]
     before = sum(map(len, ranks[:dist.get_rank()])) if len(ranks) > 1 else 0
-    step = Step(source, own if len(ranks) == 1 else join(ranks), given)
+    step = Step(source, own if len(ranks) == 1 else join(ranks), given, label_smoothing)
     ends = torch.tensor([len(t) for t in step_targets]).cumsum(0).add(before).tolist()
     return [MicroBatch(step, slice(end - len(t), end)) for t, end in zip(step_targets, ends)]
