@@ -166,7 +166,7 @@ def sparse_candidates(targets, rows, in_batch, count_classes):
         return ClassCounts(own, joined.indices[:, 0], 1-cancels, in_batch)
     return SparseCandidates(own, parts, joined.one_weight, in_batch)
 
-# %% ../nbs/losses/candidates.ipynb #05894be3
+# %% ../nbs/losses/candidates.ipynb #a3a87eb7
 def compares_rows(noise_samples)->bool: # None, targets or a source
     "Whether the rows of a batch are candidates of each other."
     return source_and_given(noise_samples)[0].in_batch
@@ -180,7 +180,7 @@ def keeps_places(noise_samples, # None, targets or a source
     alone = type(source) is InBatch and (source.local or world_size() == 1)
     return alone and (counted or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
-# %% ../nbs/losses/candidates.ipynb #8ed40948
+# %% ../nbs/losses/candidates.ipynb #4bb54258
 def places(options, noise_samples, counted):
     "For `enter`: whether rows are compared, and whether ignored ones may keep their places; only where it matters."
     if options[1] is options[2] is None: return {}

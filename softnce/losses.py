@@ -38,7 +38,7 @@ from .noise import NoiseSource, noise_of
 from .rows import check_reduction, enter, flat
 from .targets import SparseTargets, Targets, check_integer, check_targets, sample_labels
 
-# %% ../nbs/losses/losses.ipynb #459e6632
+# %% ../nbs/losses/losses.ipynb #1f9a830a
 LABELS, TARGETS = ('logits', 'labels'), ('logits', 'targets')  # names in messages
 
 def cross_entropy(logits, targets, options, temperature, reduction, names=TARGETS):

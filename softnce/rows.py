@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'row_count']
 
-# %% ../nbs/losses/rows.ipynb #a1eac311
+# %% ../nbs/losses/rows.ipynb #8c4af431
 __doc__ = """Which rows of a batch count, how much, and what their mean is divided by.
 
 Every loss enters here and leaves here. `enter` makes N rows of logits of any shape, checks and smooths their targets,
@@ -23,7 +23,7 @@ cross-entropy. `row_count` gives the denominator alone: that of a global batch, 
 (tensor(3., dtype=torch.float64), tensor(7., dtype=torch.float64))
 """
 
-# %% ../nbs/losses/rows.ipynb #37d282e5
+# %% ../nbs/losses/rows.ipynb #2000ba4d
 import math
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from .targets import (SparseTargets, Targets, check_device, check_fraction, check_targets, check_tensor,
                              checks_values, has_values, kind_of)
 
-# %% ../nbs/losses/rows.ipynb #e9c64d05
+# %% ../nbs/losses/rows.ipynb #c5908e51
 def flat(x, class_dim=1):
     "Rows `(N, K)` of a tensor of more dimensions, and the shape of their losses; None for two."
     if not isinstance(x, Tensor) or x.ndim < 3: return x, None
@@ -50,7 +50,7 @@ def flat_targets(targets, shape, num_classes, class_dim, like_name, name):
     raise ValueError(f"{like_name} with positions {tuple(shape)} need {name} of that shape, class ids, or of shape "
                      f"{tuple(soft)}, probabilities, got {kind_of(targets)}")
 
-# %% ../nbs/losses/rows.ipynb #8a5814b3
+# %% ../nbs/losses/rows.ipynb #efb3f2f1
 def check_ignore_index(ignore_index):
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise ValueError(f"ignore_index must be None or an integer, got {ignore_index!r}")
@@ -80,7 +80,7 @@ def with_targets(targets, present, spare):
     hot = torch.arange(targets.shape[1], device=targets.device) == spare
     return torch.where(present[:, None], targets, hot.to(targets))
 
-# %% ../nbs/losses/rows.ipynb #aa51ad76
+# %% ../nbs/losses/rows.ipynb #f783bd3d
 def checked_amounts(values, shape, like, name):
     "Weights of rows or classes, not negative, in the precision of the computation."
     check_tensor(values, name)
@@ -123,7 +123,7 @@ def smoothed_targets(targets, epsilon):
     eps = targets.epsilon + epsilon - targets.epsilon*epsilon
     return SparseTargets(targets.indices, targets.weights, eps, targets.num_classes, validate=False)
 
-# %% ../nbs/losses/rows.ipynb #3d6461ca
+# %% ../nbs/losses/rows.ipynb #30b82df8
 def check_reduction(reduction):
     "Raise ValueError unless reduction is one of PyTorch's three."
     if reduction not in ('none', 'mean', 'sum'):
@@ -134,7 +134,7 @@ def reduce(losses, reduction):
     check_reduction(reduction)
     return losses if reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
 
-# %% ../nbs/losses/rows.ipynb #156b4414
+# %% ../nbs/losses/rows.ipynb #606e4726
 class Rows(NamedTuple):
     "The rows of a batch behind the door, and what they count."
     x:Tensor                    # `(N, K)` logits or `(N, d)` embeddings; 0 in rows that are no anchors
@@ -175,7 +175,7 @@ class Rows(NamedTuple):
         if self.kept is not None: losses = losses.new_zeros(math.prod(self.shape)).index_copy(0, self.kept, losses)
         return losses if self.shape is None else losses.reshape(self.shape)
 
-# %% ../nbs/losses/rows.ipynb #a69dc1bf
+# %% ../nbs/losses/rows.ipynb #6170715f
 def enter(x, targets, options, shape=None, *, num_classes=None, class_dim=1, names=('logits', 'targets'),
           only_labels=False, compared=False, maskable=True, spare=0):
     """Rows from checked `(N, K)` logits or `(N, d)` embeddings and what came with them. Raises ValueError.
@@ -235,7 +235,7 @@ def without_absent(rows, compared, maskable, spare):
     x = rows.x if anchors is None else rows.x.masked_fill(~anchors[:, None], 0.)
     return rows._replace(x=x, present=present, anchors=anchors)
 
-# %% ../nbs/losses/rows.ipynb #4f4b0857
+# %% ../nbs/losses/rows.ipynb #12a1f871
 def row_count(targets:Targets,            # `(N,)` ids or of any shape, `(N, K)` or `(N, K, d1, ...)`, SparseTargets
               *, weight:Tensor=None,      # `(K,)` class weights
               sample_weight:Tensor=None,  # of the rows
