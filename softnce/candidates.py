@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Parts', 'parts_of', 'AllClasses', 'ClassCounts', 'SparseCandidates', 'DenseCandidates', 'Expectation', 'NoiseLabels',
-           'gather_candidates', 'compares_rows', 'keeps_places', 'gather_noise_labels', 'expected_candidates',
-           'label_law']
+           'gather_candidates', 'gather_noise_labels', 'label_law']
 
 # %% ../nbs/losses/candidates.ipynb #f809a793
 __doc__ = """Candidates: what a row is compared with. From checked targets and a noise source to one of six kinds.
@@ -166,7 +165,7 @@ def sparse_candidates(targets, rows, in_batch, count_classes):
         return ClassCounts(own, joined.indices[:, 0], 1-cancels, in_batch)
     return SparseCandidates(own, parts, joined.one_weight, in_batch)
 
-# %% ../nbs/losses/candidates.ipynb #a3a87eb7
+# %% ../nbs/losses/candidates.ipynb #25d8fe45
 def compares_rows(noise_samples)->bool: # None, targets or a source
     "Whether the rows of a batch are candidates of each other."
     return source_and_given(noise_samples)[0].in_batch
@@ -180,7 +179,7 @@ def keeps_places(noise_samples, # None, targets or a source
     alone = type(source) is InBatch and (source.local or world_size() == 1)
     return alone and (counted or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
-# %% ../nbs/losses/candidates.ipynb #4bb54258
+# %% ../nbs/losses/candidates.ipynb #0b3fd63b
 def places(options, noise_samples, counted):
     "For `enter`: whether rows are compared, and whether ignored ones may keep their places; only where it matters."
     if options[1] is options[2] is None: return {}
@@ -215,11 +214,12 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
     found = own + [labels(r) for r in rows if r is not None]
     return with_present(NoiseLabels(parts_of(targets), torch.cat([*found, none]), source.in_batch), present)
 
+def label_law(noise_probs, epsilon):
+    "The law of labels that are drawn from noise targets smoothed by epsilon; a mixture of labels changes nothing."
+    return (1-epsilon)*noise_probs + epsilon/noise_probs.shape[0] if epsilon else noise_probs
+
+# %% ../nbs/losses/candidates.ipynb #70809876
 def expected_candidates(rows, noise_samples, eta, generator):
     "Noise labels beside the rows' own targets, in which class weights are."
     candidates = gather_noise_labels(rows.targets, noise_samples, eta, generator, rows.present)
     return candidates if rows.weight is None else candidates._replace(own=parts_of(rows.own()))
-
-def label_law(noise_probs, epsilon):
-    "The law of labels that are drawn from noise targets smoothed by epsilon; a mixture of labels changes nothing."
-    return (1-epsilon)*noise_probs + epsilon/noise_probs.shape[0] if epsilon else noise_probs

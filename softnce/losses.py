@@ -38,7 +38,7 @@ from .noise import NoiseSource, noise_of
 from .rows import check_reduction, enter, flat
 from .targets import SparseTargets, Targets, check_integer, check_targets, sample_labels
 
-# %% ../nbs/losses/losses.ipynb #1f9a830a
+# %% ../nbs/losses/losses.ipynb #a1fe75f6
 LABELS, TARGETS = ('logits', 'labels'), ('logits', 'targets')  # names in messages
 
 def cross_entropy(logits, targets, options, temperature, reduction, names=TARGETS):

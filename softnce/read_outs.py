@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/losses/read_outs.ipynb #b89b65f7
+# %% ../nbs/losses/read_outs.ipynb #910edbf4
 __doc__ = """Read-outs: from logits back to the mean target, E[alpha|x], what smoothing, noise and weights did undone.
 
 The formulas that the modules' `probs` are made of. With many noise targets drawn from eta,
@@ -22,7 +22,7 @@ tensor([0.8571, 0.1429, 0.0000])
 tensor([0.5000, 0.5000])
 """
 
-# %% ../nbs/losses/read_outs.ipynb #5c29965a
+# %% ../nbs/losses/read_outs.ipynb #d2c59a0a
 from functools import wraps
 
 import torch
@@ -32,7 +32,7 @@ from .noise import ClosedForm, Fresh
 from .rows import flat
 from .targets import SparseTargets, check_fraction, checks_values, kind_of, sum_tolerance
 
-# %% ../nbs/losses/read_outs.ipynb #c94dd024
+# %% ../nbs/losses/read_outs.ipynb #7d1f190c
 def unsmooth(probs, epsilon):
     "The distribution that smoothing by epsilon turned into `probs`; what falls below zero is cut off."
     if epsilon == 0: return probs
@@ -53,13 +53,13 @@ def knows_its_law(source):
     "Whether noise targets are drawn from noise_probs, whatever the data's targets are."
     return isinstance(source, (Fresh, ClosedForm))
 
-# %% ../nbs/losses/read_outs.ipynb #c9ef6807
+# %% ../nbs/losses/read_outs.ipynb #eb132188
 def independent_noise_probs(scores, eta, epsilon, noise_epsilon, lam=1.):
     "Read-out for many noise targets from eta, mixed by `lam`, smoothed by `noise_epsilon`; positives by `epsilon`."
     parts = [t*((1-noise_epsilon)*t*scores + eta.log()).softmax(-1) for t in (lam, 1-lam) if t > 0]
     return sum(parts) if noise_epsilon == epsilon else unsmooth(smoothed(sum(parts), noise_epsilon), epsilon)
 
-# %% ../nbs/losses/read_outs.ipynb #ea1db9ba
+# %% ../nbs/losses/read_outs.ipynb #c803adc4
 def untilted(probs, weight):
     "The law that class weights turned into `probs`. Raises ValueError for a weight of 0: that class was not learned."
     if weight is None: return probs
@@ -69,7 +69,7 @@ def untilted(probs, weight):
     probs = probs/weight.to(probs)
     return probs/probs.sum(-1, keepdim=True)
 
-# %% ../nbs/losses/read_outs.ipynb #176f14ee
+# %% ../nbs/losses/read_outs.ipynb #a7d9f4d3
 def row_weight(weight, epsilon):
     "What a row counts whose target is a label smoothed by epsilon, by its class `(K,)`."
     return (1-epsilon)*weight + epsilon*weight.mean()
@@ -79,7 +79,7 @@ def weighted_refusal(targets):
     return (f"targets={targets!r} cannot be read from soft target InfoNCE with class weights: rows count <w, alpha>, "
             "which mixes with their targets. Use ExpectedInfoNCE, SoftDistributionInfoNCE or SoftTargetCrossEntropy")
 
-# %% ../nbs/losses/read_outs.ipynb #46508cbc
+# %% ../nbs/losses/read_outs.ipynb #2ae02723
 def of_any_shape(probs):
     "A read-out of `(N, K)` logits for `(N, K, d1, ...)`, too."
     @wraps(probs)
@@ -89,7 +89,7 @@ def of_any_shape(probs):
         return found if shape is None else found.reshape(*shape, -1).movedim(-1, 1)
     return read
 
-# %% ../nbs/losses/read_outs.ipynb #74568b11
+# %% ../nbs/losses/read_outs.ipynb #340eca16
 MAX_LOOKS = 8  # calls of a module: each costs a pass over the targets, and softer ones show at once
 
 def labels_alike(targets):
@@ -105,7 +105,7 @@ def labels_alike(targets):
     alike, most = (high + rest - 1).abs() <= tol, spread.amax()
     return (alike | ~some).all() & (most - torch.where(some, spread, most).amin() <= tol)
 
-# %% ../nbs/losses/read_outs.ipynb #7c127327
+# %% ../nbs/losses/read_outs.ipynb #3c849340
 BY_LAW = "softnce.theory.expected_target reads a model that saw many candidates, from the training targets"
 READ_LATER = {  # of kinds that `probs` refuses in-batch: what is left for a model that is trained already
     'votes': BY_LAW, 'teacher': BY_LAW,

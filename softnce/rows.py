@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'row_count']
 
-# %% ../nbs/losses/rows.ipynb #8c4af431
+# %% ../nbs/losses/rows.ipynb #378c5955
 __doc__ = """Which rows of a batch count, how much, and what their mean is divided by.
 
 Every loss enters here and leaves here. `enter` makes N rows of logits of any shape, checks and smooths their targets,
@@ -20,10 +20,10 @@ cross-entropy. `row_count` gives the denominator alone: that of a global batch, 
 >>> from softnce.rows import row_count
 >>> labels, weight = torch.tensor([0, 2, -100, 1]), torch.tensor([1., 2., 4.])
 >>> row_count(labels, ignore_index=-100), row_count(labels, ignore_index=-100, weight=weight)
-(tensor(3., dtype=torch.float64), tensor(7., dtype=torch.float64))
+(tensor(3.), tensor(7.))
 """
 
-# %% ../nbs/losses/rows.ipynb #2000ba4d
+# %% ../nbs/losses/rows.ipynb #63dbe9ee
 import math
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from .targets import (SparseTargets, Targets, check_device, check_fraction, check_targets, check_tensor,
                              checks_values, has_values, kind_of)
 
-# %% ../nbs/losses/rows.ipynb #c5908e51
+# %% ../nbs/losses/rows.ipynb #7244c455
 def flat(x, class_dim=1):
     "Rows `(N, K)` of a tensor of more dimensions, and the shape of their losses; None for two."
     if not isinstance(x, Tensor) or x.ndim < 3: return x, None
@@ -50,7 +50,7 @@ def flat_targets(targets, shape, num_classes, class_dim, like_name, name):
     raise ValueError(f"{like_name} with positions {tuple(shape)} need {name} of that shape, class ids, or of shape "
                      f"{tuple(soft)}, probabilities, got {kind_of(targets)}")
 
-# %% ../nbs/losses/rows.ipynb #efb3f2f1
+# %% ../nbs/losses/rows.ipynb #99f51357
 def check_ignore_index(ignore_index):
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise ValueError(f"ignore_index must be None or an integer, got {ignore_index!r}")
@@ -80,7 +80,7 @@ def with_targets(targets, present, spare):
     hot = torch.arange(targets.shape[1], device=targets.device) == spare
     return torch.where(present[:, None], targets, hot.to(targets))
 
-# %% ../nbs/losses/rows.ipynb #f783bd3d
+# %% ../nbs/losses/rows.ipynb #4e172245
 def checked_amounts(values, shape, like, name):
     "Weights of rows or classes, not negative, in the precision of the computation."
     check_tensor(values, name)
@@ -123,7 +123,7 @@ def smoothed_targets(targets, epsilon):
     eps = targets.epsilon + epsilon - targets.epsilon*epsilon
     return SparseTargets(targets.indices, targets.weights, eps, targets.num_classes, validate=False)
 
-# %% ../nbs/losses/rows.ipynb #30b82df8
+# %% ../nbs/losses/rows.ipynb #004bb863
 def check_reduction(reduction):
     "Raise ValueError unless reduction is one of PyTorch's three."
     if reduction not in ('none', 'mean', 'sum'):
@@ -134,7 +134,7 @@ def reduce(losses, reduction):
     check_reduction(reduction)
     return losses if reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
 
-# %% ../nbs/losses/rows.ipynb #606e4726
+# %% ../nbs/losses/rows.ipynb #3967d202
 class Rows(NamedTuple):
     "The rows of a batch behind the door, and what they count."
     x:Tensor                    # `(N, K)` logits or `(N, d)` embeddings; 0 in rows that are no anchors
@@ -175,7 +175,7 @@ class Rows(NamedTuple):
         if self.kept is not None: losses = losses.new_zeros(math.prod(self.shape)).index_copy(0, self.kept, losses)
         return losses if self.shape is None else losses.reshape(self.shape)
 
-# %% ../nbs/losses/rows.ipynb #6170715f
+# %% ../nbs/losses/rows.ipynb #bfa06900
 def enter(x, targets, options, shape=None, *, num_classes=None, class_dim=1, names=('logits', 'targets'),
           only_labels=False, compared=False, maskable=True, spare=0):
     """Rows from checked `(N, K)` logits or `(N, d)` embeddings and what came with them. Raises ValueError.
@@ -235,13 +235,13 @@ def without_absent(rows, compared, maskable, spare):
     x = rows.x if anchors is None else rows.x.masked_fill(~anchors[:, None], 0.)
     return rows._replace(x=x, present=present, anchors=anchors)
 
-# %% ../nbs/losses/rows.ipynb #12a1f871
+# %% ../nbs/losses/rows.ipynb #5d05ac4a
 def row_count(targets:Targets,            # `(N,)` ids or of any shape, `(N, K)` or `(N, K, d1, ...)`, SparseTargets
               *, weight:Tensor=None,      # `(K,)` class weights
               sample_weight:Tensor=None,  # of the rows
               ignore_index:int=None,      # as the loss's
               class_dim:int=1,            # of probabilities; -1 for those of a linear form
-             )->Tensor:                   # a scalar, float64
+             )->Tensor:                   # a scalar, in the precision of the weights
     "The denominator of a batch's mean: its rows, weighted as the losses weight them. Raises ValueError."
     soft = isinstance(targets, Tensor) and targets.is_floating_point()
     if soft: targets = flat(targets, class_dim)[0]
@@ -254,4 +254,5 @@ def row_count(targets:Targets,            # `(N,)` ids or of any shape, `(N, K)`
         present = rows_present(targets, ignore_index)
         targets, counts = with_targets(targets, present, 0), counts*present
     if weight is not None and not soft and isinstance(targets, Tensor): counts = counts*weight.double()[targets]
-    return counts.sum()
+    given = [v.dtype for v in (weight, sample_weight) if v is not None and v.is_floating_point()]
+    return counts.sum().to(torch.float64 if torch.float64 in given else torch.float32)

@@ -235,7 +235,7 @@ class LinearScores(NamedTuple):
     sparse_grad:bool = False   # the gradient by the weight as a sparse tensor
     row_weight:Tensor|None = None # `(N,)` what each row counts: sums over all classes then return the weighted sum
 
-# %% ../../nbs/contrast/scores.ipynb #41fe61ab
+# %% ../../nbs/contrast/scores.ipynb #1d216766
 def linear_inputs(embeddings, weight, bias):
     "Embeddings, weight and bias in full precision, their shapes checked."
     embeddings = flat(embeddings, -1)[0]

@@ -66,7 +66,7 @@ def micro_losses(loss:nn.Module, # of logits and targets
         if getattr(loss, 'reduction', 'mean') == 'sum': yield value
         else: yield value/max(total, 1e-30) if options.get('reduction') else value*(len(own)/len(targets))
 
-# %% ../../nbs/training/loop.ipynb #b9319648
+# %% ../../nbs/training/loop.ipynb #65caddef
 def _counts_rows(loss): # whether rows count other than one each
     return isinstance(loss, NLL) and (loss.weight is not None or loss.ignore_index is not None)
 
