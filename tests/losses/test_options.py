@@ -331,7 +331,7 @@ def test_probs_undo_class_weights_and_smoothing(module, epsilon):
                     noise = (LAW @ soft)
                     for k, n in itertools.product(range(3), range(3)):
                         drawn = torch.logaddexp(s[x, k], s[x, n]) - s[x, k]
-                        total = total + P[x, y]*soft[y, k]*noise[n]/3*WEIGHT[k]*drawn
+                        total = total + P[x, y]*soft[y, k]*noise[n]*WEIGHT[k]*drawn
         return total/2
     logits = optimum(mean_loss, 2)
     torch.testing.assert_close(loss.probs(logits), P, rtol=0, atol=2e-6)
@@ -391,7 +391,7 @@ def test_modules(module, name):
 # ---------------------------------------------------------------- parts of a batch
 @pytest.mark.parametrize('name, kind', CASES)
 def test_sums_over_parts_divided_by_what_all_rows_count(name, kind):
-    "Cross-entropies and independent noise: parts that hold unlike numbers of ignored rows, and one that holds no other."
+    "Cross-entropies and independent noise: parts with unlike numbers of ignored rows, one of which has no other."
     if name in NOISY and name in DRAWS: return
     x, t = o.logits(N, K), ignoring(targets_of(kind), [0, 1, 4])
     kw = dict(noise_samples=ClosedForm()) if name in NOISY else {}
