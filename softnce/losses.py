@@ -45,8 +45,10 @@ def cross_entropy(logits, targets, options, temperature, reduction, names=TARGET
     "The way through a cross-entropy."
     logits, shape = flat(logits)
     check_logits(logits)
+    check_reduction(reduction)
     rows = enter(logits, targets, options, shape, names=names, only_labels=names is LABELS)
-    losses = contrast(logit_scores(rows.x, temperature), AllClasses(parts_of(rows.own())))
+    scores = logit_scores(rows.x, temperature, reduction=reduction if rows.plain else 'none')
+    losses = contrast(scores, AllClasses(parts_of(rows.own())))
     return rows.reduce(losses, reduction)
 
 # %% ../nbs/losses/losses.ipynb #6679bf59

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'row_count']
 
-# %% ../nbs/losses/rows.ipynb #378c5955
+# %% ../nbs/losses/rows.ipynb #f5123f88
 __doc__ = """Which rows of a batch count, how much, and what their mean is divided by.
 
 Every loss enters here and leaves here. `enter` makes N rows of logits of any shape, checks and smooths their targets,
@@ -23,7 +23,7 @@ cross-entropy. `row_count` gives the denominator alone: that of a global batch, 
 (tensor(3.), tensor(7.))
 """
 
-# %% ../nbs/losses/rows.ipynb #63dbe9ee
+# %% ../nbs/losses/rows.ipynb #82ce64a9
 import math
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from .targets import (SparseTargets, Targets, check_device, check_fraction, check_targets, check_tensor,
                              checks_values, has_values, kind_of)
 
-# %% ../nbs/losses/rows.ipynb #7244c455
+# %% ../nbs/losses/rows.ipynb #4bf3af34
 def flat(x, class_dim=1):
     "Rows `(N, K)` of a tensor of more dimensions, and the shape of their losses; None for two."
     if not isinstance(x, Tensor) or x.ndim < 3: return x, None
@@ -50,7 +50,7 @@ def flat_targets(targets, shape, num_classes, class_dim, like_name, name):
     raise ValueError(f"{like_name} with positions {tuple(shape)} need {name} of that shape, class ids, or of shape "
                      f"{tuple(soft)}, probabilities, got {kind_of(targets)}")
 
-# %% ../nbs/losses/rows.ipynb #99f51357
+# %% ../nbs/losses/rows.ipynb #be2dcfb8
 def check_ignore_index(ignore_index):
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise ValueError(f"ignore_index must be None or an integer, got {ignore_index!r}")
@@ -80,7 +80,7 @@ def with_targets(targets, present, spare):
     hot = torch.arange(targets.shape[1], device=targets.device) == spare
     return torch.where(present[:, None], targets, hot.to(targets))
 
-# %% ../nbs/losses/rows.ipynb #4e172245
+# %% ../nbs/losses/rows.ipynb #ad86f76e
 def checked_amounts(values, shape, like, name):
     "Weights of rows or classes, not negative, in the precision of the computation."
     check_tensor(values, name)
@@ -123,18 +123,18 @@ def smoothed_targets(targets, epsilon):
     eps = targets.epsilon + epsilon - targets.epsilon*epsilon
     return SparseTargets(targets.indices, targets.weights, eps, targets.num_classes, validate=False)
 
-# %% ../nbs/losses/rows.ipynb #004bb863
+# %% ../nbs/losses/rows.ipynb #427e60a0
 def check_reduction(reduction):
     "Raise ValueError unless reduction is one of PyTorch's three."
     if reduction not in ('none', 'mean', 'sum'):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
 
 def reduce(losses, reduction):
-    "Losses `(N,)` as they are, their mean or their sum."
+    "Losses `(N,)` as they are, their mean or their sum; such as a sum has reduced already as they are."
     check_reduction(reduction)
-    return losses if reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
+    return losses if not losses.ndim or reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
 
-# %% ../nbs/losses/rows.ipynb #3967d202
+# %% ../nbs/losses/rows.ipynb #e8693e98
 class Rows(NamedTuple):
     "The rows of a batch behind the door, and what they count."
     x:Tensor                    # `(N, K)` logits or `(N, d)` embeddings; 0 in rows that are no anchors
@@ -146,6 +146,10 @@ class Rows(NamedTuple):
     amounts:Tensor|None = None  # `(N,)` sample weights, 0 in rows that are not present; None: 1
     weight:Tensor|None = None   # `(K,)` class weights
     counts:Tensor|None = None   # `(N,)` what the rows count in the denominator; None: 1
+    @property
+    def plain(self)->bool:
+        "Whether all rows count one, and their losses have one dimension."
+        return self.shape is None and self.anchors is None and self.amounts is None and self.weight is None
     def row_weights(self)->Tensor|None: # `(N,)`; None: 1
         "What the loss of a row is multiplied by."
         if self.weight is None: return self.amounts
@@ -162,8 +166,7 @@ class Rows(NamedTuple):
                reduction:str,       # 'none' | 'mean' | 'sum'
               )->Tensor:            # a scalar, or in the shape of the batch for 'none'
         "The losses of the batch. Ignored rows have loss 0."
-        if self.shape is None and self.anchors is None and self.amounts is None and self.weight is None:
-            return reduce(losses, reduction)
+        if self.plain: return reduce(losses, reduction)
         check_reduction(reduction)
         if self.anchors is not None: losses = torch.where(self.anchors, losses, 0.)  # 0 times inf would be NaN
         weights = self.row_weights()
@@ -175,7 +178,7 @@ class Rows(NamedTuple):
         if self.kept is not None: losses = losses.new_zeros(math.prod(self.shape)).index_copy(0, self.kept, losses)
         return losses if self.shape is None else losses.reshape(self.shape)
 
-# %% ../nbs/losses/rows.ipynb #bfa06900
+# %% ../nbs/losses/rows.ipynb #a26c4e7d
 def enter(x, targets, options, shape=None, *, num_classes=None, class_dim=1, names=('logits', 'targets'),
           only_labels=False, compared=False, maskable=True, spare=0):
     """Rows from checked `(N, K)` logits or `(N, d)` embeddings and what came with them. Raises ValueError.
@@ -235,7 +238,7 @@ def without_absent(rows, compared, maskable, spare):
     x = rows.x if anchors is None else rows.x.masked_fill(~anchors[:, None], 0.)
     return rows._replace(x=x, present=present, anchors=anchors)
 
-# %% ../nbs/losses/rows.ipynb #5d05ac4a
+# %% ../nbs/losses/rows.ipynb #a91ba9ea
 def row_count(targets:Targets,            # `(N,)` ids or of any shape, `(N, K)` or `(N, K, d1, ...)`, SparseTargets
               *, weight:Tensor=None,      # `(K,)` class weights
               sample_weight:Tensor=None,  # of the rows

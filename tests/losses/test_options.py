@@ -228,7 +228,7 @@ def test_smoothed_labels_of_the_losses_of_ids():
 
 # ---------------------------------------------------------------- what other candidates do
 SOURCES = dict(extra=lambda: torch.tensor([0, 2, 2]), queue=lambda: Queue(8),
-               fresh=lambda: Fresh(5, generator=o.generator(1)), closed=ClosedForm, local=lambda: InBatch(local=True))
+               fresh=lambda: Fresh(5, generator=o.generator(1)), closed=ClosedForm, local=lambda: InBatch(ranks='own'))
 
 
 @pytest.mark.parametrize('source', SOURCES)

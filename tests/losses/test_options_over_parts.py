@@ -8,7 +8,7 @@ from softnce.distributed import micro_batch_noise, rank_weight
 from softnce.losses import (InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE,
                             expected_info_nce, info_nce, linear_soft_target_info_nce, soft_distribution_info_nce,
                             soft_target_cross_entropy, soft_target_info_nce)
-from softnce.noise import ClosedForm, Queue
+from softnce.noise import ClosedForm, InBatch, Queue
 from softnce.rows import with_targets
 from softnce.targets import SparseTargets, mix, sample_labels, smooth
 from softnce.training.loop import micro_losses
@@ -55,7 +55,7 @@ def of_rank(rank, parts, source):
         for _ in range(2):
             micro, eps = [t[s] for s in slices], smoothing(loss)
             if loss is soft_target_cross_entropy: sources = [None]*len(slices)
-            else: sources = micro_batch_noise(micro, noise, ignore_index=IGNORED, label_smoothing=eps)
+            else: sources = micro_batch_noise(micro, noise, ignore_index=IGNORED, label_smoothing=eps, ranks='all')
             total = sum(call(loss, x[s], w, m, A[s], n, smooth=eps) for s, m, n in zip(slices, micro, sources))
             count = counted(t[start:start + parts[rank]], A[start:start + parts[rank]])
             factor = rank_weight(micro, count)/dist.get_world_size()
@@ -101,7 +101,7 @@ def at_once(rank, parts):
     rows = slice(start, start + parts[rank])
     for loss, kind in cases('batch'):
         (x, t), w = batch(kind), o.logits(D, K, 9)
-        value = call(loss, x[rows], w, t[rows], A[rows], None, smooth=smoothing(loss))
+        value = call(loss, x[rows], w, t[rows], A[rows], InBatch(ranks='all'), smooth=smoothing(loss))
         result = torch.cat([value.detach()[None], torch.autograd.grad(value, w)[0].flatten()])
         dist.all_reduce(result)
         found.append(result/counted(t, A))
