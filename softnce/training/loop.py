@@ -94,8 +94,8 @@ def _num_classes(loss):
 
 def _sources(loss, micro, options, ranks):
     "Noise sources of the step's micro-batches."
-    return micro_batch_noise(micro, loss.noise_samples, ranks=ranks, ignore_index=options.get('ignore_index', loss.ignore_index),
-                             label_smoothing=options.get('label_smoothing', loss.label_smoothing))
+    given = {name: options.get(name, getattr(loss, name)) for name in ('ignore_index', 'label_smoothing')}
+    return micro_batch_noise(micro, loss.noise_samples, ranks=ranks, **given)
 
 # %% ../../nbs/training/loop.ipynb #6b9221ac
 def fit(model:nn.Module,    # inputs to logits
