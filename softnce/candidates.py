@@ -31,10 +31,11 @@ Each carries the row's own target, `own`, and whether it is among the candidates
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .distributed import targets_of_ranks
-from .noise import ClosedForm, InBatch, NoiseSource, join
+from .noise import ClosedForm, InBatch, NoiseSource, join, world_size
 from .targets import SparseTargets, Targets, check_targets, per_row, per_row_epsilon, sample_labels
 
 # %% ../nbs/losses/candidates.ipynb #1e8df43c
@@ -67,6 +68,7 @@ class ClassCounts(NamedTuple):
     labels:Tensor   # `(M,)`, the batch's own first
     keep:float      # 1-epsilon
     in_batch:bool
+    present:Tensor|None = None # `(M,)` bool: those that are not ignored; None: all
 
 class SparseCandidates(NamedTuple):
     "Candidates of a few classes each."
@@ -74,12 +76,14 @@ class SparseCandidates(NamedTuple):
     rows:Parts       # `M` candidates, the batch's own first
     one_weight:bool  # all have the first one's weights
     in_batch:bool
+    present:Tensor|None = None # as above
 
 class DenseCandidates(NamedTuple):
     "Candidates with any probabilities."
     own:Parts
     probs:Tensor     # `(M, K)`, the batch's own first
     in_batch:bool
+    present:Tensor|None = None # as above
 
 class Expectation(NamedTuple):
     "Infinitely many noise targets: log-sum-exps over classes, weighted by the noise distribution."
@@ -93,12 +97,14 @@ class NoiseLabels(NamedTuple):
     own:Parts
     labels:Tensor    # `(M,)`, those of the batch's rows first
     in_batch:bool    # label i is row i's, and no noise of its own
+    present:Tensor|None = None # as above
 
 # %% ../nbs/losses/candidates.ipynb #0d3985bd
 def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
                       noise_samples,      # None, a NoiseSource, or extra noise targets `(M, K)` of any kind
                       noise_probs:Tensor, # `(K,)` in full precision, where the logits are
                       count_classes:bool=True, # False: keep candidates of one class as rows
+                      present:Tensor=None, # `(N,)` bool: which rows are candidates; None: all
                      ):
     "The candidates of a batch, by what they have in common. Pushes to the source in training. Raises ValueError."
     if isinstance(noise_samples, ClosedForm):
@@ -109,13 +115,14 @@ def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
     rows = [targets]*source.in_batch + others_of_ranks(source, targets) + (given or drawn_targets(source, noise_probs))
     rows = rows[:source.in_batch] + [checked_noise(r, noise_probs) for r in rows[source.in_batch:] if r is not None]
     if isinstance(targets, SparseTargets) and all(isinstance(r, SparseTargets) for r in rows):
-        return sparse_candidates(targets, rows, source.in_batch, count_classes)
+        return with_present(sparse_candidates(targets, rows, source.in_batch, count_classes), present)
     if rows and not source.in_batch and all(isinstance(r, SparseTargets) for r in rows):
         joined = rows[0] if len(rows) == 1 else SparseTargets.cat(rows)
         return SparseCandidates(parts_of(targets), parts_of(joined), joined.one_weight, False)
     probs = [r.dense() if isinstance(r, SparseTargets) else r for r in rows]
     own = targets.dense() if isinstance(targets, SparseTargets) and source.in_batch else targets
-    return DenseCandidates(parts_of(own), probs[0] if len(probs) == 1 else torch.cat(probs), source.in_batch)
+    probs = probs[0] if len(probs) == 1 else torch.cat(probs)
+    return with_present(DenseCandidates(parts_of(own), probs, source.in_batch), present)
 
 # %% ../nbs/losses/candidates.ipynb #e78c8640
 def source_and_given(noise_samples):
@@ -127,6 +134,14 @@ def others_of_ranks(source, targets):
     ranks = targets_of_ranks(targets) if source.in_batch and source.ranks == 'all' else [targets]
     if torch.is_grad_enabled(): source.push(targets if len(ranks) == 1 else join(ranks))
     return [r for r in ranks if r is not targets]
+
+def with_present(candidates, present):
+    "The candidates, of which ignored rows are none; others than the batch's are there."
+    if present is None or not candidates.in_batch: return candidates
+    kinds = ClassCounts, NoiseLabels  # by their labels
+    total = len(candidates.labels if isinstance(candidates, kinds) else candidates[1].ids
+                if isinstance(candidates, SparseCandidates) else candidates.probs)
+    return candidates._replace(present=F.pad(present, (0, total - len(present)), value=True))
 
 def drawn_targets(source, noise_probs):
     "What a source draws, as a list."
@@ -149,11 +164,39 @@ def sparse_candidates(targets, rows, in_batch, count_classes):
         return ClassCounts(own, joined.indices[:, 0], 1-cancels, in_batch)
     return SparseCandidates(own, parts, joined.one_weight, in_batch)
 
+# %% ../nbs/losses/candidates.ipynb #25d8fe45
+def compares_rows(noise_samples)->bool: # None, targets or a source
+    "Whether the rows of a batch are candidates of each other."
+    return source_and_given(noise_samples)[0].in_batch
+
+def keeps_places(noise_samples, # None, targets or a source
+                 counted:bool,  # candidates are labels
+                )->bool:
+    "Whether ignored rows may keep their places, without a wait for a card."
+    source = source_and_given(noise_samples)[0]
+    if not source.in_batch: return type(source).push is NoiseSource.push
+    alone = type(source) is InBatch and (source.ranks == 'own' or world_size() == 1)
+    return alone and (counted or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+# %% ../nbs/losses/candidates.ipynb #0b3fd63b
+def places(options, noise_samples, counted):
+    "For `enter`: whether rows are compared, and whether ignored ones may keep their places; only where it matters."
+    if options[1] is options[2] is None: return {}
+    return dict(compared=compares_rows(noise_samples), maskable=keeps_places(noise_samples, counted))
+
+def check_noise_samples(noise_samples):
+    "Raise ValueError unless they are None, a source, or targets."
+    if noise_samples is None or isinstance(noise_samples, (Tensor, SparseTargets, NoiseSource)): return
+    hint = f": give an instance, {noise_samples.__name__}(...)" if isinstance(noise_samples, type) else ""
+    raise ValueError("noise_samples must be None, targets, or a NoiseSource such as Queue or Fresh, "
+                     f"got {noise_samples!r}{hint}")
+
 # %% ../nbs/losses/candidates.ipynb #744ed76e
 def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
                         noise_samples,      # None, a NoiseSource, or extra noise targets `(M, K)` of any kind
                         noise_probs:Tensor, # `(K,)` in full precision, where the logits are
                         generator:torch.Generator=None, # of the labels, on the device of the targets
+                        present:Tensor=None, # `(N,)` bool: which rows are candidates; None: all
                        ):
     "NoiseLabels of a batch, or the Expectation of infinitely many. Pushes as `gather_candidates`. Raises ValueError."
     if isinstance(noise_samples, ClosedForm):
@@ -168,8 +211,14 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
     rows = others_of_ranks(source, kept) + (given or drawn_targets(source, noise_probs))
     none = torch.zeros(0, dtype=torch.long, device=noise_probs.device)
     found = own + [labels(r) for r in rows if r is not None]
-    return NoiseLabels(parts_of(targets), torch.cat([*found, none]), source.in_batch)
+    return with_present(NoiseLabels(parts_of(targets), torch.cat([*found, none]), source.in_batch), present)
 
 def label_law(noise_probs, epsilon):
     "The law of labels that are drawn from noise targets smoothed by epsilon; a mixture of labels changes nothing."
     return (1-epsilon)*noise_probs + epsilon/noise_probs.shape[0] if epsilon else noise_probs
+
+# %% ../nbs/losses/candidates.ipynb #70809876
+def expected_candidates(rows, noise_samples, eta, generator):
+    "Noise labels beside the rows' own targets, in which class weights are."
+    candidates = gather_noise_labels(rows.targets, noise_samples, eta, generator, rows.present)
+    return candidates if rows.weight is None else candidates._replace(own=parts_of(rows.own()))

@@ -35,7 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .noise import ClosedForm, Fresh, InBatch, NoiseSource, check_ranks, join, world_size
-from .targets import SparseTargets, Targets, check_targets, per_row_epsilon, sample_labels
+from .rows import kept_rows
+from .targets import SparseTargets, Targets, check_targets, per_row_epsilon, sample_labels, smooth
 
 # %% ../nbs/losses/distributed.ipynb #6f5c7ef8
 def columns(targets, num_slots=0):
@@ -106,22 +107,30 @@ def targets_of_ranks(targets:Targets, # of one kind on all ranks
 
 # %% ../nbs/losses/distributed.ipynb #98e3fe00
 def rank_weight(step_targets:list, # the targets of this rank's micro-batches, a list
+                count:float|Tensor=None, # what their rows count, from `row_count`; None: one each
                )->Tensor:          # a scalar; 1 without a process group
     "Factor of this rank's mean loss with which the mean over ranks is the mean over rows. A collective call."
     if world_size() == 1: return torch.ones(())
-    own = torch.tensor(sum(map(len, step_targets)), dtype=torch.float64, device=step_targets[0].device)
+    if count is None: count = sum(map(len, step_targets))
+    own = torch.as_tensor(count, dtype=torch.float64, device=step_targets[0].device)
     total = own.clone()
     dist.all_reduce(total)
-    return own*world_size()/total
+    return own*world_size()/total.clamp(min=1e-300)  # 0 where no rank has a row that counts
 
 # %% ../nbs/losses/distributed.ipynb #680486b1
 class Step:
     "What the micro-batches of a step share: the targets of all of them, one push to the source and one draw from it."
-    def __init__(self, source, targets, given=None, seen=None, sample=None):
+    def __init__(self, source, targets, given=None, seen=None, sample=None, label_smoothing=0.):
         self.source, self.targets, self.given, self.pushed = source, targets, given, False
-        self.seen, self.sample, self.drawn = targets if seen is None else seen, sample, []
+        self.seen, self.sample, self.drawn, self.label_smoothing = seen, sample, [], label_smoothing
+    def smooth(self, num_classes):
+        "Smooth the targets, once: as the losses smooth a micro-batch's own."
+        if not self.label_smoothing: return
+        if isinstance(self.targets, Tensor) and self.targets.ndim == 1:
+            self.targets = SparseTargets.from_labels(self.targets, num_classes)
+        self.targets, self.label_smoothing = smooth(self.targets, self.label_smoothing), 0.
     def push(self):
-        if not self.pushed: self.source.push(self.seen)
+        if not self.pushed: self.source.push(self.targets if self.seen is None else self.seen)
         self.pushed = True
     def draw(self, noise_probs):
         "Noise targets; where the step is one of labels, those that `sample` draws from them."
@@ -140,9 +149,13 @@ class MicroBatch(NoiseSource):
         if targets.shape[0] != n:
             raise ValueError(f"noise_samples must be those of this micro-batch: made for {n} rows, "
                              f"got targets of {targets.shape[0]}")
+        self.step.smooth(targets.shape[1])
         self.step.push()
-    def own(self, targets): return self.step.targets[self.rows]  # labels, where the step was made from labels
+    def own(self, targets):
+        self.step.smooth(targets.shape[1])
+        return self.step.targets[self.rows]  # labels, where the step was made from labels
     def draw(self, noise_probs):
+        self.step.smooth(len(noise_probs))
         others = [self.step.targets[:self.rows.start], self.step.targets[self.rows.stop:]] if self.in_batch else []
         return [t for t in others if len(t)] + [self.step.draw(noise_probs)]
     def check_sampled(self, targets):
@@ -160,9 +173,15 @@ def _with_ranks(source, ranks):
     source = copy(source)
     source.ranks = ranks or source.ranks
     return source
+
 def _noise_labels(rows, noise_probs, generator):
     "One label for each noise target of a step."
     return sample_labels(check_targets(rows, None, len(noise_probs), noise_probs, 'noise_samples'), generator)
+
+def _check_one_kind(step_targets):
+    if len({(type(t), t.shape[1:]) for t in step_targets}) == 1: return
+    raise ValueError("step_targets must be targets of one kind, at least one, "
+                     f"got shapes {[tuple(t.shape) for t in step_targets]}")
 
 def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches of one optimiser step, of one kind
                       noise_samples=None, # as for the losses
@@ -170,20 +189,21 @@ def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches
                       ranks:str=None,     # 'own' or 'all' rows of the step; None: as `noise_samples` says, else 'own'
                       draw_labels:bool=False, # noise labels, as `expected_info_nce` has them: drawn here, once a step
                       generator=None,     # of these labels
+                      ignore_index:int=None, # as the loss's: such rows are no candidates
+                      label_smoothing:float=0., # as the loss's
                      )->list:             # a source per micro-batch, for this step only
     """Noise sources with which the micro-batches of a step add up to the loss of its whole batch.
 
     With ranks='all' that is the global batch, and the call collective: every rank must have a micro-batch. Raises
     ValueError where `step_targets` is empty or of several kinds, and for bad ranks."""
     if ranks is not None: check_ranks(ranks)
-    kinds = {(type(t), t.shape[1:]) for t in step_targets}
-    if len(kinds) != 1:
-        raise ValueError("step_targets must be targets of one kind, at least one, "
-                         f"got shapes {[tuple(t.shape) for t in step_targets]}")
+    step_targets = [kept_rows(t, ignore_index) for t in step_targets]
+    _check_one_kind(step_targets)
     if isinstance(noise_samples, ClosedForm): return [noise_samples]*len(step_targets)
     source, given = (noise_samples, None) if isinstance(noise_samples, NoiseSource) else (InBatch(), noise_samples)
     if isinstance(source, Fresh): source = _with_ranks(source, ranks)  # which exchanges draws, not rows
     with torch.no_grad(): own = join(step_targets)
+    if draw_labels and label_smoothing: own, label_smoothing = smooth(own, label_smoothing), 0.  # before a draw
     labels = sample_labels(own, generator) if draw_labels and source.in_batch else own
     everywhere = source.in_batch and (ranks or source.ranks) == 'all'
     def parts_of_step(rows): return targets_of_ranks(rows, even) if everywhere else [rows]
@@ -191,6 +211,6 @@ def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches
     seen = join(parts_of_step(own)) if draw_labels and keeps else None
     before = sum(map(len, parts[:dist.get_rank()])) if len(parts) > 1 else 0
     sample = partial(_noise_labels, generator=generator) if draw_labels else None
-    step = Step(source, parts[0] if len(parts) == 1 else join(parts), given, seen, sample)
+    step = Step(source, parts[0] if len(parts) == 1 else join(parts), given, seen, sample, label_smoothing)
     ends = torch.tensor([len(t) for t in step_targets]).cumsum(0).add(before).tolist()
     return [MicroBatch(step, slice(end - len(t), end)) for t, end in zip(step_targets, ends)]

@@ -31,105 +31,129 @@ tensor(1.5056)
 import torch
 from torch import Tensor
 
-from .candidates import AllClasses, Expectation, NoiseLabels, gather_candidates, parts_of
-from .contrast.scores import (LinearScores, check_logits, check_temperature, contrast, full_precision,
-                                     logit_scores)
+from .candidates import AllClasses, Expectation, gather_candidates, parts_of, places
+from .contrast.scores import (LinearScores, check_logits, check_sparse_gradient, contrast, linear_inputs,
+                                     linear_rows, logit_scores)
 from .noise import NoiseSource, noise_of
-from .targets import Targets, check_integer, check_targets, kind_of, sample_labels
+from .rows import check_reduction, enter, flat
+from .targets import SparseTargets, Targets, check_integer, check_targets, sample_labels
 
-# %% ../nbs/losses/losses.ipynb #4ad2489f
-def check_reduction(reduction):
-    "Raise ValueError unless reduction is one of PyTorch's three."
-    if reduction not in ('none', 'mean', 'sum'):
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+# %% ../nbs/losses/losses.ipynb #a1fe75f6
+LABELS, TARGETS = ('logits', 'labels'), ('logits', 'targets')  # names in messages
 
-def reduce(losses, reduction):
-    "Losses `(N,)` as they are, their mean or their sum; such as a sum has reduced already as they are."
+def cross_entropy(logits, targets, options, temperature, reduction, names=TARGETS):
+    "The way through a cross-entropy."
+    logits, shape = flat(logits)
+    check_logits(logits)
     check_reduction(reduction)
-    return losses if not losses.ndim or reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
+    rows = enter(logits, targets, options, shape, names=names, only_labels=names is LABELS)
+    scores = logit_scores(rows.x, temperature, reduction=reduction if rows.plain else 'none')
+    losses = contrast(scores, AllClasses(parts_of(rows.own())))
+    return rows.reduce(losses, reduction)
 
 # %% ../nbs/losses/losses.ipynb #6679bf59
-def nll(logits:Tensor,        # `(N, K)`
-        labels:Tensor,        # `(N,)` class ids
+def nll(logits:Tensor,        # `(N, K)`, or `(N, K, d1, ...)`
+        labels:Tensor,        # `(N,)` class ids, or `(N, d1, ...)`
         *, temperature:float|Tensor=1., # tau > 0
         reduction:str='mean', # 'none' | 'mean' | 'sum'
-       )->Tensor:             # a scalar, or `(N,)` for 'none'
+        weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
+        ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+       )->Tensor:             # a scalar, or in the shape of the labels for 'none'
     "Negative log-likelihood of class ids, Eq. (1). Raises ValueError naming the argument."
-    check_reduction(reduction)
-    scores = logit_scores(logits, temperature, reduction=reduction)
-    labels = check_targets(labels, *logits.shape, logits, 'labels', only_labels=True)
-    return reduce(contrast(scores, AllClasses(parts_of(labels))), reduction)
+    options = weight, sample_weight, ignore_index, label_smoothing
+    return cross_entropy(logits, labels, options, temperature, reduction, LABELS)
 
 # %% ../nbs/losses/losses.ipynb #0d9f5479
-def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
+def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`, or `(N, K, d1, ...)`
                               targets:Targets,   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                               *, temperature:float|Tensor=1., # tau > 0
                               reduction:str='mean', # 'none' | 'mean' | 'sum'
-                             )->Tensor:          # a scalar, or `(N,)` for 'none'
+                              weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
+                              ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                             )->Tensor:          # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     "Cross-entropy with soft targets, Eq. (3). Raises ValueError naming the argument."
-    check_reduction(reduction)
-    scores = logit_scores(logits, temperature, reduction=reduction)
-    targets = check_targets(targets, *logits.shape, logits)
-    return reduce(contrast(scores, AllClasses(parts_of(targets))), reduction)
+    options = weight, sample_weight, ignore_index, label_smoothing
+    return cross_entropy(logits, targets, options, temperature, reduction)
 
 # %% ../nbs/losses/losses.ipynb #c6cc850a
-def contrast_candidates(logits, targets, noise_probs, temperature, noise_samples, reduction, only_labels=False,
-                        num_rows=None):
-    "The way through a noise contrastive loss: check, gather candidates, sum."
+def noise_rows(logits, targets, options, noise_probs, noise_samples, counted, names=TARGETS):
+    """Rows of a noise contrastive loss, and the noise distribution with its log.
+
+    `counted`: candidates are labels, of which one can be counted zero times."""
+    logits, shape = flat(logits)
     check_logits(logits)
     eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
-    targets = check_targets(targets, *logits.shape, logits, 'labels' if only_labels else 'targets', only_labels)
-    candidates = gather_candidates(targets, noise_samples, eta)
-    return reduce(contrast(logit_scores(logits, temperature, log_eta, num_rows), candidates), reduction)
+    rows = enter(logits, targets, options, shape, names=names, only_labels=names is LABELS,
+                 **places(options, noise_samples, counted))
+    return rows, eta, log_eta
+
+def contrast_candidates(rows, eta, log_eta, temperature, noise_samples, reduction, num_rows=None):
+    "The rest of the way through a noise contrastive loss: gather candidates, sum."
+    candidates = gather_candidates(rows.targets, noise_samples, eta, present=rows.present)
+    losses = contrast(logit_scores(rows.x, temperature, log_eta, num_rows), candidates)
+    return rows.reduce(losses, reduction)
 
 # %% ../nbs/losses/losses.ipynb #934a22a8
-def info_nce(logits:Tensor,           # `(N, K)`
-             labels:Tensor,           # `(N,)` class ids
+def info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
+             labels:Tensor,           # `(N,)` class ids, or `(N, d1, ...)`
              *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
              temperature:float|Tensor=1., # tau > 0
              noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
              reduction:str='mean',    # 'none' | 'mean' | 'sum'
-            )->Tensor:                # a scalar, or `(N,)` for 'none'
-    "InfoNCE for classification, Eq. (5), in O(NK) from label counts. Raises ValueError naming the argument."
-    return contrast_candidates(logits, labels, noise_probs, temperature, noise_samples, reduction, only_labels=True)
+             weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
+             ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+            )->Tensor:                # a scalar, or in the shape of the labels for 'none'
+    """InfoNCE for classification, Eq. (5), in O(NK) from label counts. Raises ValueError naming the argument.
+
+    With `label_smoothing` it is `soft_target_info_nce` with smoothed labels."""
+    options = weight, sample_weight, ignore_index, label_smoothing
+    rows, *noise = noise_rows(logits, labels, options, noise_probs, noise_samples, counted=True, names=LABELS)
+    return contrast_candidates(rows, *noise, temperature, noise_samples, reduction)
 
 # %% ../nbs/losses/losses.ipynb #c872f992
-def soft_target_info_nce(logits:Tensor,           # `(N, K)`
+def soft_target_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
                          targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
                          temperature:float|Tensor=1., # tau > 0
                          noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
                          reduction:str='mean',    # 'none' | 'mean' | 'sum'
                          chunk_size:int=None,     # rows at a time; None: as many as are cheap
-                        )->Tensor:                # a scalar, or `(N,)` for 'none'
+                         weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
+                         ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                        )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     """Soft target InfoNCE, Eq. (11). Raises ValueError naming the argument.
 
     A number added to a row of logits changes nothing. A class score of -inf costs nothing where no target has mass.
     Value and gradient of a row keep their relative accuracy where it is nearly sure of its target."""
     if chunk_size is not None: check_integer(chunk_size, 'chunk_size')
-    return contrast_candidates(logits, targets, noise_probs, temperature, noise_samples, reduction, num_rows=chunk_size)
+    options = weight, sample_weight, ignore_index, label_smoothing
+    rows, *noise = noise_rows(logits, targets, options, noise_probs, noise_samples, counted=False)
+    return contrast_candidates(rows, *noise, temperature, noise_samples, reduction, num_rows=chunk_size)
 
 # %% ../nbs/losses/losses.ipynb #c1fcea44
-def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`
+def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
                                targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
                                temperature:float|Tensor=1., # tau > 0
                                noise_samples:Targets|NoiseSource=None, # as for `info_nce`
                                reduction:str='mean',    # 'none' | 'mean' | 'sum'
                                generator:torch.Generator=None, # of the sampled labels
-                              )->Tensor:                # a scalar, or `(N,)` for 'none'
+                               weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
+                               ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                              )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
-    check_logits(logits)
-    labels = sample_labels(check_targets(targets, *logits.shape, logits), generator)
-    if isinstance(noise_samples, NoiseSource): noise_samples.check_sampled(targets)
+    options = weight, sample_weight, ignore_index, label_smoothing
+    rows, *noise = noise_rows(logits, targets, options, noise_probs, noise_samples, counted=True)
+    labels = sample_labels(rows.targets, generator)
+    if isinstance(noise_samples, NoiseSource): noise_samples.check_sampled(rows.targets if label_smoothing else targets)
     elif noise_samples is not None:
-        checked = check_targets(noise_samples, None, logits.shape[1], logits, 'noise_samples')
+        checked = check_targets(noise_samples, None, rows.x.shape[1], rows.x, 'noise_samples')
         noise_samples = sample_labels(checked, generator)
-    return info_nce(logits, labels, noise_probs=noise_probs, temperature=temperature, noise_samples=noise_samples,
-                    reduction=reduction)
+    drawn = SparseTargets.from_labels(labels, rows.x.shape[1], noise[0].dtype, validate=False)
+    return contrast_candidates(rows._replace(targets=drawn), *noise, temperature, noise_samples, reduction)
 
 # %% ../nbs/losses/losses.ipynb #8fb1d8a7
-def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
+def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`
                                 weight:Tensor,           # `(K, d)` label embeddings
                                 targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                 *, bias:Tensor=None,     # `(K,)`
@@ -138,89 +162,75 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)`
                                 noise_samples:Targets|NoiseSource=None, # as for `soft_target_info_nce`
                                 reduction:str='mean',    # 'none' | 'mean' | 'sum'
                                 sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor
-                               )->Tensor:                # a scalar, or `(N,)` for 'none'
+                                class_weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
+                                ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                               )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """Soft target InfoNCE, Eq. (11), of a linear head, without its logits.
 
     With `sparse_grad` the cost does not depend on the number of classes; refused where the gradient would be dense.
     Raises ValueError naming the argument."""
-    check_temperature(temperature)
-    z, W, b = linear_inputs(embeddings, weight, bias)
-    eta, log_eta = noise_of(noise_probs, W.shape[0], z)
-    targets = check_targets(targets, z.shape[0], W.shape[0], z)
-    candidates = gather_candidates(targets, noise_samples, eta, count_classes=False)
-    if sparse_grad: check_sparse_gradient(candidates)
-    return reduced_linear(LinearScores(z, W, b, temperature, log_eta, sparse_grad), candidates, reduction)
+    head = LinearScores(*linear_inputs(embeddings, weight, bias), temperature, sparse_grad=sparse_grad)
+    options = class_weight, sample_weight, ignore_index, label_smoothing
+    eta, log_eta = noise_of(noise_probs, weight.shape[0], head.embeddings)
+    rows, head = linear_rows(head._replace(log_eta=log_eta), embeddings, targets, options, noise_samples)
+    candidates = gather_candidates(rows.targets, noise_samples, eta, count_classes=False, present=rows.present)
+    return reduced_linear(head, candidates, rows, reduction)
 
 # %% ../nbs/losses/losses.ipynb #b07eea70
-def linear_inputs(embeddings, weight, bias):
-    "Embeddings, weight and bias in full precision, their shapes checked."
-    check_logits(embeddings, 'embeddings')
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != embeddings.shape[1]:
-        raise ValueError(f"weight must have shape (K, {embeddings.shape[1]}) like the embeddings, "
-                         f"got {kind_of(weight)}")
-    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
-        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {kind_of(bias)}")
-    dtype = torch.promote_types(full_precision(embeddings).dtype, full_precision(weight).dtype)
-    return embeddings.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-def reduced_linear(scores, candidates, reduction):
+def reduced_linear(head, candidates, rows, reduction):
     "The loss of a linear head, reduced; sums over all classes are told what a row counts, and need one pass."
     check_reduction(reduction)
-    z = scores.embeddings
+    if head.sparse_grad: check_sparse_gradient(candidates)
+    z, weights = rows.x, rows.row_weights()
     known = isinstance(candidates, (AllClasses, Expectation)) and reduction != 'none' and len(z)
     with torch.autocast(z.device.type, enabled=False):
-        if not known: return reduce(contrast(scores, candidates), reduction)
-        row_weight = z.new_full((len(z),), 1/len(z) if reduction == 'mean' else 1.)
-        return contrast(scores._replace(row_weight=row_weight), candidates)
-
-def check_sparse_gradient(candidates):
-    "Raise ValueError where some candidate has mass on all classes, and with it the gradient by the weight."
-    groups = [candidates.own]
-    # noise labels are sparse
-    if not isinstance(candidates, NoiseLabels): groups.append(getattr(candidates, 'rows', None))
-    if any(g is None or g.probs is not None or g.share is not None for g in groups):
-        raise ValueError("sparse_grad needs SparseTargets or class ids of one epsilon, and candidates of that kind: "
-                         "with these the gradient by the weight is dense")
+        if not known: return rows.reduce(contrast(head, candidates), reduction)
+        divisor = rows.denominator() if reduction == 'mean' else 1.
+        weights = z.new_full((len(z),), 1/divisor) if weights is None else weights/divisor
+        return contrast(head._replace(row_weight=weights), candidates)
 
 # %% ../nbs/losses/losses.ipynb #e421db84
-def linear_soft_target_cross_entropy(embeddings:Tensor,       # `(N, d)`
+def linear_soft_target_cross_entropy(embeddings:Tensor,       # `(N, d)` or `(..., d)`
                                      weight:Tensor,           # `(K, d)` label embeddings
                                      targets:Targets,         # `(N, K)` probabilities, `(N,)` ids or SparseTargets
                                      *, bias:Tensor=None,     # `(K,)`; -inf where a class is not possible
                                      temperature:float|Tensor=1., # tau > 0
                                      reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                                    )->Tensor:                # a scalar, or `(N,)` for 'none'
+                                     class_weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes; of rows
+                                     ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                                    )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """Cross-entropy with soft targets, Eq. (3), of a linear head; no N x K logits are kept.
 
-    Raises ValueError naming the argument."""
-    check_temperature(temperature)
-    z, W, b = linear_inputs(embeddings, weight, bias)
-    targets = check_targets(targets, z.shape[0], W.shape[0], z)
-    return reduced_linear(LinearScores(z, W, b, temperature), AllClasses(parts_of(targets)), reduction)
+    Class weights and smoothing together write sparse targets out. Raises ValueError naming the argument."""
+    head = LinearScores(*linear_inputs(embeddings, weight, bias), temperature)
+    options = class_weight, sample_weight, ignore_index, label_smoothing
+    rows, head = linear_rows(head, embeddings, targets, options)
+    return reduced_linear(head, AllClasses(parts_of(rows.own())), rows, reduction)
 
 # %% ../nbs/losses/mean_over_draw.ipynb #a4552fab
-from .candidates import gather_noise_labels
+from .candidates import expected_candidates
 
 # %% ../nbs/losses/mean_over_draw.ipynb #957d96e2
-def expected_info_nce(logits:Tensor,           # `(N, K)`
+def expected_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
                       targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                       *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
                       temperature:float|Tensor=1., # tau > 0
                       noise_samples:Targets|NoiseSource=None, # as for `soft_target_info_nce`; soft ones are drawn from
                       reduction:str='mean',    # 'none' | 'mean' | 'sum'
                       generator:torch.Generator=None, # of the noise labels
-                     )->Tensor:                # a scalar, or `(N,)` for 'none'
+                      weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
+                      ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                     )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     """The mean of Eq. (30) over the draw of the positive, in O(NK). Raises ValueError naming the argument.
 
     A class score of -inf costs nothing where no target has mass on it."""
-    check_logits(logits)
-    eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
-    targets = check_targets(targets, *logits.shape, logits)
-    candidates = gather_noise_labels(targets, noise_samples, eta, generator)
-    return reduce(contrast(logit_scores(logits, temperature, log_eta), candidates), reduction)
+    options = weight, sample_weight, ignore_index, label_smoothing
+    rows, eta, log_eta = noise_rows(logits, targets, options, noise_probs, noise_samples, counted=True)
+    candidates = expected_candidates(rows, noise_samples, eta, generator)
+    return rows.reduce(contrast(logit_scores(rows.x, temperature, log_eta), candidates), reduction)
 
 # %% ../nbs/losses/mean_over_draw.ipynb #2b4e7413
-def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)`
+def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`
                              weight:Tensor,           # `(K, d)` label embeddings
                              targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                              *, bias:Tensor=None,     # `(K,)`
@@ -230,86 +240,81 @@ def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)`
                              reduction:str='mean',    # 'none' | 'mean' | 'sum'
                              generator:torch.Generator=None, # of the noise labels
                              sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor
-                            )->Tensor:                # a scalar, or `(N,)` for 'none'
+                             class_weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
+                             ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                            )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """`expected_info_nce` of a linear head: at sparse targets without smoothing M + S products a row, whatever K.
 
     With `sparse_grad` it is refused where the gradient would be dense. Raises ValueError naming the argument."""
-    check_temperature(temperature)
-    z, W, b = linear_inputs(embeddings, weight, bias)
-    eta, log_eta = noise_of(noise_probs, W.shape[0], z)
-    targets = check_targets(targets, z.shape[0], W.shape[0], z)
-    candidates = gather_noise_labels(targets, noise_samples, eta, generator)
-    if sparse_grad: check_sparse_gradient(candidates)
-    return reduced_linear(LinearScores(z, W, b, temperature, log_eta, sparse_grad), candidates, reduction)
+    head = LinearScores(*linear_inputs(embeddings, weight, bias), temperature, sparse_grad=sparse_grad)
+    options = class_weight, sample_weight, ignore_index, label_smoothing
+    eta, log_eta = noise_of(noise_probs, weight.shape[0], head.embeddings)
+    head = head._replace(log_eta=log_eta)
+    rows, head = linear_rows(head, embeddings, targets, options, noise_samples, counted=True)
+    return reduced_linear(head, expected_candidates(rows, noise_samples, eta, generator), rows, reduction)
 
 # %% ../nbs/losses/modules.ipynb #c452cb87
 import warnings
 
 from torch import nn
 
-from .contrast.scores import noise_scores
+from .candidates import check_noise_samples
+from .contrast.scores import check_temperature, noise_scores
+from .read_outs import (MAX_LOOKS, READ_LATER, check_epsilon, check_kind, independent_noise_probs, knows_its_law,
+                               labels_alike, of_any_shape, refusal, row_weight, smoothed, unsmooth, untilted,
+                               weighted_refusal)
 from .noise import ClosedForm, Fresh
-from .targets import SparseTargets, check_fraction, check_simplex, checks_values, sum_tolerance
-
-# %% ../nbs/losses/modules.ipynb #ee5f8242
-def unsmooth(probs, epsilon):
-    "The distribution that smoothing by epsilon turned into `probs`; what falls below zero is cut off."
-    if epsilon == 0: return probs
-    probs = (probs - epsilon/probs.shape[-1]).clamp(min=0)
-    return probs/probs.sum(-1, keepdim=True)
-
-def check_epsilon(epsilon): check_fraction(epsilon, 'epsilon', below_one=True)
-
-def smoothed(probs, epsilon): return (1-epsilon)*probs + epsilon/probs.shape[-1]
-
-def check_kind(targets):
-    "Raise ValueError unless `targets` is None or names a kind of targets."
-    if targets is None or isinstance(targets, str) and targets in ('labels', 'votes', 'teacher', 'mixed'): return
-    raise ValueError("targets must be None, 'labels', 'votes', 'teacher' or 'mixed', got "
-                     f"{repr(targets) if isinstance(targets, str) else kind_of(targets)}")
-
-def knows_its_law(source):
-    "Whether noise targets are drawn from noise_probs, whatever the data's targets are."
-    return isinstance(source, (Fresh, ClosedForm))
-
-def check_noise_samples(noise_samples):
-    "Raise ValueError unless they are None, a source, or targets."
-    if noise_samples is None or isinstance(noise_samples, (Tensor, SparseTargets, NoiseSource)): return
-    hint = f": give an instance, {noise_samples.__name__}(...)" if isinstance(noise_samples, type) else ""
-    raise ValueError("noise_samples must be None, targets, or a NoiseSource such as Queue or Fresh, "
-                     f"got {noise_samples!r}{hint}")
-
-# %% ../nbs/losses/modules.ipynb #fc925f16
-def independent_noise_probs(scores, eta, epsilon, noise_epsilon, lam=1.):
-    "Read-out for many noise targets from eta, mixed by `lam`, smoothed by `noise_epsilon`; positives by `epsilon`."
-    parts = [t*((1-noise_epsilon)*t*scores + eta.log()).softmax(-1) for t in (lam, 1-lam) if t > 0]
-    return sum(parts) if noise_epsilon == epsilon else unsmooth(smoothed(sum(parts), noise_epsilon), epsilon)
+from .rows import check_class_weight, check_ignore_index, row_count
+from .targets import check_fraction, check_simplex
 
 # %% ../nbs/losses/modules.ipynb #0d586af0
 class NLL(nn.Module):
     "Module of `nll`, Eq. (1)."
     loss = staticmethod(nll)
     def __init__(self, temperature:float|Tensor=1., # tau > 0; a tensor becomes a buffer, a Parameter is learned
-                 reduction:str='mean'):             # 'none' | 'mean' | 'sum'
+                 reduction:str='mean',              # 'none' | 'mean' | 'sum'
+                 *, weight:Tensor=None,             # `(K,)` class weights, a buffer
+                 ignore_index:int=None,             # leave out rows with this id, and soft ones without mass
+                 label_smoothing:float=0.):         # in [0, 1], of all targets
         super().__init__()
-        check_temperature(temperature)
-        check_reduction(reduction)
+        check_temperature(temperature); check_reduction(reduction); check_fraction(label_smoothing, 'label_smoothing')
+        if ignore_index is not None: check_ignore_index(ignore_index)
+        if weight is not None: check_class_weight(weight)
         learned = isinstance(temperature, nn.Parameter)
         if isinstance(temperature, Tensor) and not learned: self.register_buffer('temperature', temperature)
         else: self.temperature = temperature
-        self.reduction = reduction
+        self.register_buffer('weight', weight)
+        self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
     def options(self)->dict:
         "Keyword arguments of the function."
-        return dict(temperature=self.temperature, reduction=self.reduction)
-    def forward(self, logits, targets): return self.loss(logits, targets, **self.options())
-    def probs(self, logits:Tensor, # `(N, K)`
-              epsilon:float=0.,    # smoothing of the targets it was trained on, in [0, 1)
+        given = dict(weight=self.weight, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing or None)
+        return dict(temperature=self.temperature, reduction=self.reduction,
+                    **{k: v for k, v in given.items() if v is not None})
+    def forward(self, logits, targets, **options): # options of this call: sample_weight, reduction, ...
+        return self.loss(logits, targets, **{**self.options(), **options})
+    def count(self, targets:Targets, sample_weight:Tensor=None)->Tensor: # a scalar
+        "The denominator of the mean over these rows: of a global batch, divide the sums of its parts by it."
+        return row_count(targets, weight=self.weight, sample_weight=sample_weight, ignore_index=self.ignore_index)
+    @of_any_shape
+    def probs(self, logits:Tensor, # `(N, K)`, or `(N, K, d1, ...)`
+              epsilon:float=None,  # smoothing of the targets it was trained on, in [0, 1); None: `label_smoothing`
               targets:str=None,    # their kind: 'labels' (as None) | 'votes' | 'teacher' | 'mixed'
-             )->Tensor:            # `(N, K)`
-        "Estimate of `p(k|x)`: the mean target at x of any kind, unsmoothed. Raises ValueError naming the argument."
-        check_epsilon(epsilon); check_kind(targets)
-        return unsmooth(noise_scores(logits, None, self.temperature)[0].softmax(-1), epsilon)
-    def extra_repr(self): return f"temperature={float(self.temperature)}, reduction={self.reduction!r}"
+             )->Tensor:            # in the shape of the logits
+        """Estimate of `p(k|x)`: the mean target at x of any kind, class weights and smoothing undone.
+
+        Raises ValueError naming the argument."""
+        epsilon = self.smoothing(epsilon); check_kind(targets)
+        return unsmooth(untilted(noise_scores(logits, None, self.temperature)[0].softmax(-1), self.weight), epsilon)
+    def smoothing(self, epsilon):
+        "That of the targets: what was said, or the module's own. Raises ValueError outside [0, 1)."
+        epsilon = self.label_smoothing if epsilon is None else epsilon
+        check_epsilon(epsilon)
+        return epsilon
+    def extra_repr(self):
+        given = dict(weight=None if self.weight is None else f"{len(self.weight)} classes",
+                     ignore_index=self.ignore_index, label_smoothing=self.label_smoothing or None)
+        return ", ".join([f"temperature={float(self.temperature)}", f"reduction={self.reduction!r}",
+                          *(f"{k}={v}" for k, v in given.items() if v is not None)])
 
 class SoftTargetCrossEntropy(NLL):
     "Module of `soft_target_cross_entropy`, Eq. (3)."
@@ -322,99 +327,93 @@ class InfoNCE(NLL):
     def __init__(self, noise_probs:Tensor=None,      # `(K,)` noise distribution, a buffer; None: uniform
                  temperature:float|Tensor=1.,        # tau > 0; a tensor becomes a buffer, a Parameter is learned
                  noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
-                 reduction:str='mean'):              # 'none' | 'mean' | 'sum'
-        super().__init__(temperature, reduction)
+                 reduction:str='mean',               # 'none' | 'mean' | 'sum'
+                 **options):                         # weight, ignore_index, label_smoothing: as `NLL`
+        super().__init__(temperature, reduction, **options)
         if noise_probs is not None: check_simplex(noise_probs, 'noise_probs', ndim=1, positive=True)
         self.register_buffer('noise_probs', noise_probs)
         check_noise_samples(noise_samples)
         if isinstance(noise_samples, Tensor): self.register_buffer('noise_samples', noise_samples)
         else: self.noise_samples = noise_samples
     def options(self): return dict(super().options(), noise_probs=self.noise_probs)
-    def forward(self, logits, targets, noise_samples=None): # noise_samples: of this call, in place of the constructor's
+    def forward(self, logits, targets, noise_samples=None, **options): # of this call, in place of the constructor's
         noise_samples = self.noise_samples if noise_samples is None else noise_samples
-        return self.loss(logits, targets, noise_samples=noise_samples, **self.options())
-    def probs(self, logits:Tensor, # `(N, K)`
-              epsilon:float=0.,    # smoothing of the targets, in [0, 1)
+        return self.loss(logits, targets, noise_samples=noise_samples, **{**self.options(), **options})
+    @of_any_shape
+    def probs(self, logits:Tensor, # `(N, K)`, or `(N, K, d1, ...)`
+              epsilon:float=None,  # smoothing of the targets, in [0, 1); None: `label_smoothing`
               targets:str=None,    # their kind: 'labels' (as None) | 'votes' | 'teacher' | 'mixed'
-             )->Tensor:            # `(N, K)`
+             )->Tensor:            # in the shape of the logits
         """Estimate of `p(k|x)`: the mean target at x of any kind, unsmoothed, since the loss sees drawn labels.
 
         In-batch, `noise_probs` must be the mean of the targets before smoothing. Raises ValueError naming the
         argument."""
-        check_epsilon(epsilon); check_kind(targets)
-        (s, eta), noise = noise_scores(logits, self.noise_probs, self.temperature), self.noise_samples
+        epsilon = self.smoothing(epsilon); check_kind(targets)
+        s, eta = noise_scores(logits, self.noise_probs, self.temperature)
+        if self.keeps_targets_whole():
+            weight = None if self.weight is None or targets == 'teacher' else row_weight(self.weight, epsilon)
+            return untilted(self.whole_target_probs(s, eta, epsilon), weight)
+        return self.drawn_label_probs(s, eta, epsilon)
+    def keeps_targets_whole(self):
+        "Whether a target is one candidate, Eq. (11); else it is, in the mean, the label drawn from it."
+        return self.label_smoothing != 0
+    def whole_target_probs(self, s, eta, epsilon):
+        "In-batch `softmax((1-epsilon) s + log noise_probs)`, for candidates that are labels smoothed alike."
+        noise = self.noise_samples
         if knows_its_law(noise): return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
-        return self.in_batch_probs(s, eta, epsilon)
-    def in_batch_probs(self, s, eta, epsilon):
-        "The other rows' labels follow the smoothed marginal."
-        return unsmooth((s + smoothed(eta, epsilon).log()).softmax(-1), epsilon)
-
-# %% ../nbs/losses/modules.ipynb #67556f8d
-MAX_LOOKS = 8  # calls of a module: each costs a pass over the targets, and softer ones show at once
-
-def labels_alike(targets):
-    "Whether targets are labels smoothed alike: 0-d bool, on their device; None where values are not looked at."
-    sparse = isinstance(targets, SparseTargets)
-    values = targets.weights if sparse else targets
-    if values.ndim < 2 or not checks_values(values): return None  # class ids: nothing to see
-    low, high = values.detach().aminmax(dim=1)
-    rest = 0. if sparse else (values.shape[1]-1)*low  # a sparse label has one class of weight 1
-    spread = targets.epsilon.detach() if sparse and isinstance(targets.epsilon, Tensor) else high
-    tol = sum_tolerance(values.dtype)
-    return ((high + rest - 1).abs() <= tol).all() & (spread.amax() - spread.amin() <= tol)
-
-# %% ../nbs/losses/modules.ipynb #429b3045
-BY_LAW = "softnce.theory.expected_target reads a model that saw many candidates, from the training targets"
-READ_LATER = {  # of kinds that `probs` refuses in-batch: what is left for a model that is trained already
-    'votes': BY_LAW, 'teacher': BY_LAW,
-    'mixed': "softnce.theory.mixup_probs reads a model that saw many candidates, from the law of lambda",
-}
-
-def refusal(targets):
-    "What is wrong with in-batch candidates of this kind, and what would be right."
-    return (f"targets={targets!r} cannot be read from in-batch soft target InfoNCE: its optimum is not the mean "
-            "target. Train with noise_samples=ClosedForm(), or Fresh(size) with a large size, or with "
-            "ExpectedInfoNCE, SoftDistributionInfoNCE or SoftTargetCrossEntropy, whose probs are right for every kind. "
-            + READ_LATER[targets])
+        return independent_noise_probs(s, eta, epsilon, noise_epsilon=epsilon)
+    def drawn_label_probs(self, s, eta, epsilon):
+        "In-batch, the other rows' labels follow the smoothed marginal."
+        noise = self.noise_samples
+        if not knows_its_law(noise): law = (s + smoothed(eta, epsilon).log()).softmax(-1)
+        elif self.weight is None: return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
+        else: law = smoothed(independent_noise_probs(s, eta, 0., 0., noise.lam), noise.epsilon)
+        return unsmooth(untilted(law, self.weight), epsilon)
 
 # %% ../nbs/losses/modules.ipynb #82d44a63
 class SoftDistributionInfoNCE(InfoNCE):
     "Module of `soft_distribution_info_nce`, Eq. (30)."
     loss = staticmethod(soft_distribution_info_nce)
     def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
-                 reduction:str='mean', generator:torch.Generator=None): # as `InfoNCE`; generator: of the sampled labels
-        super().__init__(noise_probs, temperature, noise_samples, reduction)
+                 reduction:str='mean', generator:torch.Generator=None, # as `InfoNCE`; generator: of the sampled labels
+                 **options):
+        super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
         self.generator = generator
     def options(self): return dict(super().options(), generator=self.generator)
+    def keeps_targets_whole(self): return False
 
 class ExpectedInfoNCE(InfoNCE):
     "Module of `expected_info_nce`, the mean of Eq. (30) over the draw of the positive."
     loss = staticmethod(expected_info_nce)
     def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
-                 reduction:str='mean', generator:torch.Generator=None): # as `InfoNCE`; generator: of the noise labels
-        super().__init__(noise_probs, temperature, noise_samples, reduction)
+                 reduction:str='mean', generator:torch.Generator=None, # as `InfoNCE`; generator: of the noise labels
+                 **options):
+        super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
         self.generator = generator
     def options(self): return dict(super().options(), generator=self.generator)
-    def probs(self, logits:Tensor, epsilon:float=0., targets:str=None)->Tensor: # as `InfoNCE`
+    @of_any_shape
+    def probs(self, logits:Tensor, epsilon:float=None, targets:str=None)->Tensor: # as `InfoNCE`
         "`E[alpha|x]` of any kind of target, its smoothing undone; `noise_probs` is the mean target before smoothing."
-        check_epsilon(epsilon); check_kind(targets)
+        epsilon = self.smoothing(epsilon); check_kind(targets)
         s, eta = noise_scores(logits, self.noise_probs, self.temperature)
         drawn = isinstance(self.noise_samples, (Fresh, ClosedForm))  # smoothed as the source says, else as the batch
         law = smoothed(eta, self.noise_samples.epsilon if drawn else epsilon)
-        return unsmooth((s + law.log()).softmax(-1), epsilon)
+        return unsmooth(untilted((s + law.log()).softmax(-1), self.weight), epsilon)
 
 class SoftTargetInfoNCE(InfoNCE):
     "Module of `soft_target_info_nce`, Eq. (11)."
     loss = staticmethod(soft_target_info_nce)
     _alike, _looks, _warned = None, 0, False # were in-batch targets labels smoothed alike, in how many calls
     def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
-                 reduction:str='mean', chunk_size:int=None): # as `InfoNCE`; chunk_size: rows at a time
-        super().__init__(noise_probs, temperature, noise_samples, reduction)
+                 reduction:str='mean', chunk_size:int=None, # as `InfoNCE`; chunk_size: rows at a time
+                 **options):
+        super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
         if chunk_size is not None: check_integer(chunk_size, 'chunk_size')
         self.chunk_size = chunk_size
     def options(self): return dict(super().options(), chunk_size=self.chunk_size)
-    def forward(self, logits, targets, noise_samples=None): # as `InfoNCE`
-        loss = super().forward(logits, targets, noise_samples) # which checks the targets
+    def keeps_targets_whole(self): return True
+    def forward(self, logits, targets, noise_samples=None, **options): # as `InfoNCE`
+        loss = super().forward(logits, targets, noise_samples, **options) # which checks the targets
         if not knows_its_law(self.noise_samples if noise_samples is None else noise_samples): self.look_at(targets)
         return loss
     def look_at(self, targets):
@@ -424,7 +423,8 @@ class SoftTargetInfoNCE(InfoNCE):
         if alike is None: return
         self._looks += 1
         self._alike = alike if self._alike is None else self._alike & alike
-    def probs(self, logits:Tensor, epsilon:float=0., targets:str=None)->Tensor: # as `InfoNCE`
+    @of_any_shape
+    def probs(self, logits:Tensor, epsilon:float=None, targets:str=None)->Tensor: # as `InfoNCE`
         """Estimate of `p(k|x)`: as `InfoNCE`, but in-batch only for labels that are smoothed alike.
 
         In-batch, other kinds are refused, and without a kind there is one warning if `forward` saw such targets.
@@ -433,6 +433,7 @@ class SoftTargetInfoNCE(InfoNCE):
         if not knows_its_law(self.noise_samples):
             if targets in READ_LATER: raise ValueError(refusal(targets))
             if targets is None: self.warn_once()
+        elif self.weight is not None and targets in ('votes', 'mixed'): raise ValueError(weighted_refusal(targets))
         return super().probs(logits, epsilon, targets)
     def warn_once(self):
         "Say that targets of another kind are read as labels."
@@ -443,7 +444,4 @@ class SoftTargetInfoNCE(InfoNCE):
         warnings.warn("probs reads targets as labels that are smoothed alike, and this loss was called in-batch with "
                       "others: votes and a teacher's probabilities are overstated. Say which they are: probs(logits, "
                       "targets='votes'|'teacher'|'mixed') says what to do, targets='labels' reads so all the same",
-                      stacklevel=3)
-    def in_batch_probs(self, s, eta, epsilon):
-        "Estimate of `p(k|x)`: `softmax((1-epsilon) s + log noise_probs)` where all candidates are smoothed alike."
-        return independent_noise_probs(s, eta, epsilon, noise_epsilon=epsilon)
+                      stacklevel=4)

@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from .candidates import parts_of
 from .contrast.layout import own_score
 from .contrast.scores import candidate_scores, check_logits, check_temperature, full_precision, noise_scores
-from .losses import (NLL, SoftTargetInfoNCE, check_epsilon, check_kind, reduce, soft_target_cross_entropy,
-                            unsmooth)
+from .losses import NLL, SoftTargetInfoNCE, soft_target_cross_entropy
 from .noise import ContinuousCategorical
+from .read_outs import check_epsilon, check_kind, unsmooth
+from .rows import reduce
 from .targets import SparseTargets, check_simplex, check_targets, checks_values, per_row_epsilon
 
 # %% ../nbs/losses/peers.ipynb #2a072030

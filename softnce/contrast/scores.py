@@ -29,13 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..candidates import (AllClasses, ClassCounts, DenseCandidates, Expectation, NoiseLabels, Parts,
-                                SparseCandidates, parts_of)
+                                SparseCandidates, parts_of, places)
 from .expected_sums import expected_sums
 from .linear_sums import linear_sums
 from .layout import LOW, centred, in_full, masked, mean_score, own_score
 from .operators import backend
-from .sums import class_sums, product_sums, sparse_sums
-from ..noise import noise_of
+from .sums import class_sums, product_sums, sparse_sums, without_own
+from ..noise import ClosedForm, noise_of
+from ..rows import enter, flat
 from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of
 
 # %% ../../nbs/contrast/scores.ipynb #480c6185
@@ -109,10 +110,11 @@ def position_posterior(scores:Tensor, # `(N, K)`: log of p(k|x)/eta(k), up to a 
     return candidate_scores(centred(scores), candidates).softmax(1)
 
 # %% ../../nbs/contrast/scores.ipynb #92151ed7
-def label_counts(labels, like):
-    "How often each class is among the labels `(K,)`; sums of ones, exact in any order to 2**24."
+def label_counts(labels, like, present=None):
+    "How often each class is among the labels `(K,)`, those `present`; sums of ones, exact in any order to 2**24."
     one = torch.ones(1, dtype=in_full(like.dtype), device=labels.device)
-    return one.new_zeros(like.shape[1]).index_add_(0, labels, one.expand(labels.shape[0]))
+    ones = one.expand(labels.shape[0]) if present is None else present.to(one)
+    return one.new_zeros(like.shape[1]).index_add_(0, labels, ones)
 
 SMALL = 2**20    # numbers, 4 MiB: up to here PyTorch's own took less time, up to a half; it holds three times as many
 WRITTEN = 2**18  # the same where probabilities have to be written out first, a fourth time as many
@@ -141,12 +143,14 @@ def beside_own(others):
 
 def sum_counts(scores, candidates):
     "Labels as candidates: a sum over the *other* classes, weighted by counts; `c` candidates have the own label."
-    own, labels, keep, in_batch = candidates
-    counts = label_counts(labels, scores.values)
-    if in_batch and keep == 1 and is_small(scores):
+    own, labels, keep, in_batch, present = candidates
+    counts = label_counts(labels, scores.values, present)
+    if in_batch and keep == 1 and present is None and is_small(scores):
         rows = weighted_cross_entropy(scores, own, counts)
         if rows is not None: return rows
-    log_c = (counts[own.ids[:, 0]] + (not in_batch)).log()  # log(c + e^L) = log c + log(1 + e^(L - log c))
+    own_count = counts[own.ids[:, 0]] + (not in_batch)
+    if present is not None: own_count = own_count.clamp(min=1)  # the class of an ignored row need not be there
+    log_c = own_count.log()  # log(c + e^L) = log c + log(1 + e^(L - log c))
     others = class_sums(scores.values, own.ids, own.weights, offset=counts.log()[None],
                         own_offset=torch.full_like(log_c, LOW), log_eta=scores.log_eta, exponents=(keep,),
                         scale=scores.scale)
@@ -195,7 +199,8 @@ def sum_expectation(scores, candidates):
 # %% ../../nbs/contrast/scores.ipynb #a8169d51
 def sum_sparse(scores, candidates):
     "Sparse candidates: bags or pairs of classes."
-    own, rows, one_weight, in_batch = candidates
+    own, rows, one_weight, in_batch, present = candidates
+    if present is not None: return sum_present(scores, own, rows, present)
     x, options = scores.values, dict(share=rows.share, in_batch=in_batch, one_weight=one_weight, log_eta=scores.log_eta,
                                      scale=scores.scale, num_rows=scores.num_rows)
     if own.probs is None:
@@ -205,12 +210,25 @@ def sum_sparse(scores, candidates):
     alone = sparse_sums(x, rows.ids, rows.weights, nothing, nothing.to(rows.weights), **options)
     return beside_own(alone - masked(own_score(centred(x, scores.log_eta, scores.scale), *own)))
 
+def sum_present(scores, own, rows, present):
+    "Sparse candidates in place, some of which are ignored, by the plain formula: in a compiled graph, or a transform."
+    s = centred(scores.values, scores.log_eta, scores.scale)
+    u = sum(s[:, i]*w for i, w in zip(rows.ids.T, rows.weights.T))
+    if rows.share is not None: u = u + mean_score(s, 1)*rows.share
+    others = without_own(u.masked_fill(~present, LOW), True).logsumexp(1)
+    return beside_own(others - masked(own_score(s, *own)))
+
+def absent(present, like):
+    "What takes ignored candidates out of a sum, as a number added to their scores; None where there are none."
+    return None if present is None else torch.where(present, 0., LOW).to(like.dtype)
+
 def sum_dense(scores, candidates):
     "Dense candidates: a matrix product."
-    own, probs, in_batch = candidates
+    own, probs, in_batch, present = candidates
     x, scale, log_eta, num_rows, _ = scores
     if not in_batch: x = full_precision(x)  # as above
-    rows = product_sums(x, probs, log_eta=log_eta, scale=scale, in_batch=in_batch, linear=False, num_rows=num_rows)
+    rows = product_sums(x, probs, absent(present, probs), log_eta=log_eta, scale=scale, in_batch=in_batch, linear=False,
+                        num_rows=num_rows)
     return beside_own(rows if in_batch else rows - masked(own_score(centred(x, log_eta, scale), *own)))
 
 # %% ../../nbs/contrast/scores.ipynb #911769bf
@@ -223,6 +241,40 @@ class LinearScores(NamedTuple):
     log_eta:Tensor|None = None # `(K,)`; None: uniform noise
     sparse_grad:bool = False   # the gradient by the weight as a sparse tensor
     row_weight:Tensor|None = None # `(N,)` what each row counts: sums over all classes then return the weighted sum
+
+# %% ../../nbs/contrast/scores.ipynb #1d216766
+def linear_inputs(embeddings, weight, bias):
+    "Embeddings, weight and bias in full precision, their shapes checked."
+    embeddings = flat(embeddings, -1)[0]
+    check_logits(embeddings, 'embeddings')
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.shape[1] != embeddings.shape[1]:
+        raise ValueError(f"weight must have shape (K, {embeddings.shape[1]}) like the embeddings, "
+                         f"got {kind_of(weight)}")
+    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {kind_of(bias)}")
+    dtype = torch.promote_types(full_precision(embeddings).dtype, full_precision(weight).dtype)
+    return embeddings.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+NO_ROWS = ClosedForm()  # as a source: the rows are no candidates
+
+def linear_rows(head, embeddings, targets, options, noise_samples=NO_ROWS, counted=False):
+    "Rows of a loss of a linear head, and its scores of these."
+    check_temperature(head.temperature)
+    masks = head.bias is not None and not options[1] is options[2] is None
+    spare = head.bias.detach().argmax() if masks else 0  # a class that is possible
+    rows = enter(head.embeddings, targets, options, flat(embeddings, -1)[1], num_classes=head.weight.shape[0],
+                 class_dim=-1, names=('embeddings', 'targets'), spare=spare,
+                 **places(options, noise_samples, counted))
+    return rows, head._replace(embeddings=rows.x)
+
+def check_sparse_gradient(candidates):
+    "Raise ValueError where some candidate has mass on all classes, and with it the gradient by the weight."
+    groups = [candidates.own]
+    # noise labels are sparse
+    if not isinstance(candidates, NoiseLabels): groups.append(getattr(candidates, 'rows', None))
+    if any(g is None or g.probs is not None or g.share is not None for g in groups):
+        raise ValueError("sparse_grad needs SparseTargets or class ids of one epsilon, and candidates of that kind: "
+                         "with these the gradient by the weight is dense")
 
 # %% ../../nbs/contrast/scores.ipynb #934eee13
 def mixed_embeddings(scores, parts):
@@ -243,6 +295,7 @@ def sum_linear(scores, candidates):
     "Candidates of any kind, from embeddings."
     rows = candidates.rows if isinstance(candidates, SparseCandidates) else Parts(None, None, None, candidates.probs)
     mixed, shift = mixed_embeddings(scores, rows)
+    if candidates.present is not None: shift = absent(candidates.present, mixed) + (0. if shift is None else shift)
     z = scores.embeddings/scores.temperature
     alone = product_sums(z, mixed, shift, in_batch=candidates.in_batch)
     if candidates.in_batch: return beside_own(alone)
@@ -282,17 +335,19 @@ def sum_linear_expectation(scores, candidates):
 # %% ../../nbs/contrast/scores.ipynb #ae9b1a3e
 def sum_labels(scores, candidates):
     "Noise labels by their counts; a row's own is left out."
-    own, labels, in_batch = candidates
-    counts = label_counts(labels, scores.values)
+    own, labels, in_batch, present = candidates
+    counts = label_counts(labels, scores.values, present)
     label = labels[:scores.values.shape[0]] if in_batch else None
-    label_offset = (counts[label] - 1).log() if in_batch else None
+    others = counts[label] - 1 if in_batch else None
+    if in_batch and present is not None: others = others.clamp(min=0)  # the label of an ignored row is not counted
     return expected_sums(scores.values, own.ids, own.weights, share=own.share, probs=own.probs,
-                         offset=counts.log()[None], label=label, label_offset=label_offset,
+                         offset=counts.log()[None], label=label,
+                         label_offset=others.log() if in_batch else None,
                          log_eta=scores.log_eta, scale=scores.scale)
 
 def sum_linear_labels(scores, candidates):
     "Noise labels and the classes of sparse targets, from embeddings: M + S products a row, whatever K."
-    own, labels, in_batch = candidates
+    own, labels, in_batch, present = candidates
     spread = own.ids is None or own.share is not None
     if spread or not scores.sparse_grad and labels.shape[0] + own.ids.shape[1] >= scores.weight.shape[0]:
         logits = F.linear(scores.embeddings, scores.weight, scores.bias)/scores.temperature
@@ -300,6 +355,7 @@ def sum_linear_labels(scores, candidates):
     noise, terms = label_scores(scores, labels), own_class_scores(scores, own.ids)
     offset = noise.new_zeros(1, noise.shape[1] + terms.shape[1])  # each noise label once, the own classes not at all
     offset[:, noise.shape[1]:] = LOW
+    if present is not None: offset[:, :noise.shape[1]] = absent(present, noise)
     ids = torch.arange(noise.shape[1], offset.shape[1], device=noise.device).expand(own.ids.shape)
     own_label = torch.arange(noise.shape[0], device=noise.device) if in_batch else None
     return expected_sums(torch.cat([noise, terms], 1), ids, own.weights, offset=offset, label=own_label,

@@ -36,9 +36,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from ..distributed import micro_batch_noise, rank_weight
-from ..losses import ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, sample_labels
+from ..losses import NLL, ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, sample_labels
 from ..noise import InBatch, NoiseSource
-from ..targets import set_value_checks
+from ..rows import rows_present, with_targets
+from ..targets import SparseTargets, set_value_checks, smooth
 from .checkpoints import StopRequested, generators_of, load_checkpoint, note_stop_signals
 from .checkpoints import rng_state, save_checkpoint, scoped_seed, set_rng_state
 from .config import TrainConfig, cosine_lr, param_groups
@@ -54,17 +55,52 @@ def micro_losses(loss:nn.Module, # of logits and targets
                 ):               # yields the micro-batches' shares of the loss of the whole step
     "The loss of a step in micro-batches: their candidates are the targets of the whole step, which carry no gradient."
     contrastive = len(slices) > 1 and isinstance(loss, InfoNCE) # others see a row alone: shares add up as they are
+    total = _count(loss, targets)
+    options = dict(reduction='sum') if _counts_rows(loss) else {} # their means do not add up
     if contrastive and isinstance(loss, SoftDistributionInfoNCE): # one draw a row: its own label, and others' candidate
-        targets = sample_labels(targets, loss.generator)
+        targets, drawn = _labels_of_step(loss, targets)
+        options |= drawn
     micro = [targets[s] for s in slices]
-    # one draw of the others' noise labels a step: a draw each would add the variance of as many draws
-    drawn = dict(draw_labels=True, generator=loss.generator) if isinstance(loss, ExpectedInfoNCE) else {}
-    sources = [None]*len(micro)
-    if contrastive: sources = micro_batch_noise(micro, loss.noise_samples, ranks=ranks, **drawn)
+    sources = _sources(loss, micro, options, ranks) if contrastive else [None]*len(micro)
     for j, (own, source) in enumerate(zip(micro, sources)):
-        value = loss(logits_of(j), own, noise_samples=source) if contrastive else loss(logits_of(j), own)
+        if contrastive: value = loss(logits_of(j), own, noise_samples=source, **options)
+        else: value = loss(logits_of(j), own, **options)
         # a sum over rows is the sum of the micro-batches' sums; a mean is weighed by rows
-        yield value if getattr(loss, 'reduction', 'mean') == 'sum' else value*(len(own)/len(targets))
+        if getattr(loss, 'reduction', 'mean') == 'sum': yield value
+        else: yield value/max(total, 1e-30) if options.get('reduction') else value*(len(own)/len(targets))
+
+# %% ../../nbs/training/loop.ipynb #65caddef
+def _counts_rows(loss): # whether rows count other than one each
+    return isinstance(loss, NLL) and (loss.weight is not None or loss.ignore_index is not None)
+
+def _count(loss, targets): # the denominator of the mean
+    return float(loss.count(targets)) if _counts_rows(loss) else len(targets)
+
+def _labels_of_step(loss, targets):
+    "A label a row, drawn for the step, -100 for ignored rows; and options with which the loss takes them as they are."
+    epsilon, ignored = loss.label_smoothing, loss.ignore_index is not None
+    ids = isinstance(targets, Tensor) and targets.ndim == 1
+    if not epsilon and (ids or not ignored): return sample_labels(targets, loss.generator), {}
+    present = rows_present(targets, loss.ignore_index) if ignored else torch.ones(len(targets), dtype=torch.bool)
+    targets = with_targets(targets, present, 0)
+    if epsilon and ids: targets = SparseTargets.from_labels(targets, _num_classes(loss))
+    labels = sample_labels(smooth(targets, epsilon), loss.generator)
+    return labels.where(present, -100), dict(label_smoothing=0., ignore_index=-100)
+
+def _num_classes(loss):
+    if loss.noise_probs is None:
+        raise ValueError("noise_probs must be given for smoothed class ids in micro-batches: their labels are drawn "
+                         "before there are logits")
+    return len(loss.noise_probs)
+
+def _sources(loss, micro, options, ranks):
+    "Noise sources of the step's micro-batches."
+    given = {name: options.get(name, getattr(loss, name)) for name in ('ignore_index', 'label_smoothing')}
+    if isinstance(loss, ExpectedInfoNCE): # one draw of the others' noise labels a step, not one a micro-batch
+        given |= dict(draw_labels=True, generator=loss.generator)
+        if loss.label_smoothing and isinstance(micro[0], Tensor) and micro[0].ndim == 1:
+            micro = [SparseTargets.from_labels(t, _num_classes(loss)) for t in micro] # to be smoothed before the draw
+    return micro_batch_noise(micro, loss.noise_samples, ranks=ranks, **given)
 
 # %% ../../nbs/training/loop.ipynb #6b9221ac
 def fit(model:nn.Module,    # inputs to logits
@@ -154,12 +190,13 @@ def _end_epoch(job, train_loss, metrics, on_epoch):
 def _step(job, inputs, targets):
     "One update of the weights."
     for g in job.optimizer.param_groups: g['lr'] = _rate(job)*g.get('lr_scale', 1.)
-    value = _backward(job, inputs, targets.to(job.accelerator.device))
+    targets = targets.to(job.accelerator.device)
+    value, rows = _backward(job, inputs, targets), _count(job.loss, targets)
     if job.config.clip_norm: job.accelerator.clip_grad_norm_(job.wrapped.parameters(), job.config.clip_norm)
     job.optimizer.step()
     job.optimizer.zero_grad()
     if job.average: job.average.update(job.model)
-    job.batch, job.epoch_sums = job.batch+1, [job.epoch_sums[0]+value*len(targets), job.epoch_sums[1]+len(targets)]
+    job.batch, job.epoch_sums = job.batch+1, [job.epoch_sums[0]+value*rows, job.epoch_sums[1]+rows]
 
 def _rate(job): # learning rate of the step that is due
     c, n = job.config, job.epoch_steps
@@ -171,7 +208,7 @@ def _backward(job, inputs, targets):
     "Add up the gradients of the step's loss, micro-batch by micro-batch. Returns the loss on this rank's rows."
     slices = _row_slices(len(targets), job.config.accumulate)
     pieces = [inputs] if len(slices) == 1 else [inputs[s] for s in slices] # graphs, for one, cannot be sliced
-    weight = float(rank_weight([targets])) # 1 where all ranks hold as many rows
+    weight = float(rank_weight([targets], _count(job.loss, targets))) # 1 where all ranks hold as many rows
     total, logits = 0., None
     def logits_of(j):
         nonlocal logits
