@@ -52,9 +52,9 @@ def parts_of(targets:Targets,  # SparseTargets, or `(N, K)` probabilities
     if isinstance(targets, Tensor): return Parts(None, None, None, targets)
     eps, weights = targets.epsilon, targets.weights
     if isinstance(eps, Tensor): weights = (1-per_row(eps))*weights
-    elif eps: weights = ((1-eps)*(weights[:1] if weights.stride(0) == 0 else weights)).expand(len(targets), -1)
+    elif eps: weights = ((1-eps)*(weights[:1] if weights.stride(0) == 0 else weights)).expand(targets.shape[0], -1)
     if not isinstance(eps, Tensor) and eps == cancels: return Parts(targets.indices, weights, None, None)
-    return Parts(targets.indices, weights, weights.new_zeros(len(targets)) + eps - cancels, None)
+    return Parts(targets.indices, weights, weights.new_zeros(targets.shape[0]) + eps - cancels, None)
 
 # %% ../nbs/losses/candidates.ipynb #fe8467a5
 class AllClasses(NamedTuple):

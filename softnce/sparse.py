@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Targets', 'set_value_checks', 'has_values', 'value_checks', 'checks_values', 'SparseTargets', 'collate']
 
-# %% ../nbs/losses/sparse_targets.ipynb #a5045ab3
+# %% ../nbs/losses/sparse_targets.ipynb #c522f728
 __doc__ = """Sparse targets: a few classes a row above a uniform background, and a batch like any other.
 
 A row is (1-epsilon) times `weights` at `indices`, plus epsilon/K everywhere: class ids, smoothed and mixed labels,
@@ -22,7 +22,7 @@ tensor([[0.7500, 0.2500, 0.0000],
 [tensor([0, 1]), SparseTargets(2 rows of 2 classes, epsilon=0.0, num_classes=3)]
 """
 
-# %% ../nbs/losses/sparse_targets.ipynb #0c92c4ac
+# %% ../nbs/losses/sparse_targets.ipynb #b49def01
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -171,7 +171,7 @@ def per_row_epsilon(targets):
     "Whether rows have their own epsilon."
     return isinstance(targets.epsilon, Tensor) and targets.epsilon.ndim > 0
 
-# %% ../nbs/losses/sparse_targets.ipynb #171c43d7
+# %% ../nbs/losses/sparse_targets.ipynb #7b1dab89
 @dataclass(init=False, eq=False, repr=False)
 class SparseTargets:
     """Soft targets with `S` classes a row above a uniform background.
@@ -280,16 +280,16 @@ class SparseTargets:
     def items(self)->ItemsView[str, Tensor]:
         "The tensors by name, each with a row for a row: `SparseTargets(dict(targets.items()))` undoes it."
         eps, like = self.epsilon, self.weights
-        if isinstance(eps, (Real, torch.SymFloat)): eps = like.new_full((1,), eps).expand(len(self))
-        elif isinstance(eps, Tensor) and not eps.ndim: eps = eps.expand(len(self))
+        if isinstance(eps, (Real, torch.SymFloat)): eps = like.new_full((1,), eps).expand(like.shape[0])
+        elif isinstance(eps, Tensor) and not eps.ndim: eps = eps.expand(like.shape[0])
         return {Field(name, self): t for name, t in zip(FIELDS, (self.indices, self.weights, eps))}.items()
     def keys(self)->KeysView[str]: return dict(self.items()).keys()
     def values(self)->ValuesView[Tensor]: return dict(self.items()).values()
     def each(self, function:Callable[[Tensor], Tensor],  # of weights and epsilon
              ids:Callable[[Tensor], Tensor]|None=None)->'SparseTargets': # of class ids; None: the same
         "The same targets with a function of each tensor; one row of weights that all rows share stays one."
-        shared = len(self) and self.weights.stride(0) == 0
-        weights = function(self.weights[:1] if shared else self.weights).expand(len(self), -1)
+        shared = self.indices.shape[0] and self.weights.stride(0) == 0  # not len(): it is no symbol under export
+        weights = function(self.weights[:1] if shared else self.weights).expand(self.indices.shape[0], -1)
         eps = function(self.epsilon) if isinstance(self.epsilon, Tensor) else self.epsilon
         return SparseTargets((ids or function)(self.indices), weights, eps, self.num_classes, validate=False)
     def to(self, *args:Any, **kwargs:Any)->'SparseTargets':
@@ -360,7 +360,7 @@ def check_counts(counts):
     without = (counts.sum(1) == 0).nonzero()[:, 0].tolist()
     if without: raise ValueError(f"counts must be positive for some class in each row, got none in rows {without[:10]}")
 
-# %% ../nbs/losses/sparse_targets.ipynb #8477d7ad
+# %% ../nbs/losses/sparse_targets.ipynb #7c3a4b17
 def join_sparse(batches):
     "What `SparseTargets.cat` does."
     classes = {b.num_classes for b in batches}
@@ -370,7 +370,7 @@ def join_sparse(batches):
     weights = [padded(b.weights) for b in batches]
     eps = [b.epsilon for b in batches]
     if all(isinstance(e, (int, float)) and e == eps[0] for e in eps): eps = eps[0]
-    else: eps = torch.cat([torch.as_tensor(e, dtype=w.dtype, device=w.device).expand(len(w))
+    else: eps = torch.cat([torch.as_tensor(e, dtype=w.dtype, device=w.device).expand(w.shape[0])
                           for e, w in zip(eps, weights)])
     indices = torch.cat([padded(b.indices) for b in batches])
     return SparseTargets(indices, torch.cat(weights), eps, classes.pop(), validate=False)
@@ -385,7 +385,7 @@ def row_index(rows, num_rows):
     if not -num_rows <= rows < num_rows: raise IndexError(f"row {rows} is out of range, there are {num_rows} rows")
     return slice(rows % num_rows, rows % num_rows + 1)
 
-# %% ../nbs/losses/sparse_targets.ipynb #b04bd87c
+# %% ../nbs/losses/sparse_targets.ipynb #937268a5
 FIELDS = ('indices', 'weights', 'epsilon')
 
 class Field(str):
@@ -411,7 +411,7 @@ def fields_of(fields, validate):
     if tuple(ids.shape) == shape: return ids, weights, eps if number is None else number, num_classes, False
     return ids.clamp(min=0), weights.masked_fill(ids < 0, 0.), eps, num_classes, False
 
-# %% ../nbs/losses/sparse_targets.ipynb #8557095d
+# %% ../nbs/losses/sparse_targets.ipynb #27c519cf
 def flatten(targets):
     "The tensors of SparseTargets, and the rest, as a pytree has them."
     number = targets.epsilon if isinstance(targets.epsilon, (Real, torch.SymFloat)) else None
@@ -435,13 +435,13 @@ Mapping.register(SparseTargets)
 # by both names, for files from before the class had a module of its own
 add_safe_globals([SparseTargets, (SparseTargets, 'softnce.targets.SparseTargets')])
 
-# %% ../nbs/losses/sparse_targets.ipynb #bba31f28
+# %% ../nbs/losses/sparse_targets.ipynb #d341daeb
 def collate(batch:list[Any], # samples of a Dataset, of any nesting
            )->Any:           # a batch
     "PyTorch's `default_collate`, which joins rows of `SparseTargets` too once this module is imported."
     return default_collate(batch)
 
-# %% ../nbs/losses/sparse_targets.ipynb #0e300be7
+# %% ../nbs/losses/sparse_targets.ipynb #72c05461
 def collate_sparse(batch, *, collate_fn_map=None): return SparseTargets.cat(batch)
 
 default_collate_fn_map[SparseTargets] = collate_sparse

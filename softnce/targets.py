@@ -25,13 +25,15 @@ Shapes are always checked; values unless `set_value_checks(False)` or inside `to
 """
 
 # %% ../nbs/losses/targets.ipynb #bef84606
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .sparse import SparseTargets, Targets, check_fraction, check_labels, check_simplex, per_row, per_row_epsilon
 
-# %% ../nbs/losses/targets.ipynb #e730897a
+# %% ../nbs/losses/targets.ipynb #d086c942
 # names that were here before they had a module of their own
 from .sparse import (check_counts, check_integer, check_tensor, checks_values, has_values,  # noqa: F401
                             kind_of, set_value_checks, sum_tolerance, value_checks)  # noqa: F401
@@ -74,13 +76,16 @@ def mix(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTarge
        )->Targets:               # mixed targets of the same kind
     "Targets of MixUp and CutMix: `lam` times a row plus `1-lam` times its partner's. Raises ValueError."
     if not isinstance(targets, SparseTargets): check_simplex(targets, 'targets')
-    n = targets.shape[0]
+    n, like = targets.shape[0], targets.weights if isinstance(targets, SparseTargets) else targets
+    if not isinstance(lam, (Tensor, Real, torch.SymFloat)) and torch.compiler.is_compiling():
+        lam = torch.as_tensor(lam)  # a number of NumPy's, which is an array there
     check_fraction(lam, 'lam', rows=n)
     if permutation is None: permutation = torch.arange(n-1, -1, -1, device=targets.device)
     else: check_labels(permutation, n, 'permutation')
     if permutation.shape[0] != n:
         raise ValueError(f"permutation must have shape ({n},), got {tuple(permutation.shape)}")
-    lam = torch.as_tensor(lam, device=targets.device, dtype=targets.dtype).reshape(-1, 1)
+    # no new tensor from a number: torch.compile would make one for each value of lam
+    lam = lam.to(like).reshape(-1, 1) if isinstance(lam, Tensor) else lam*like.new_ones(1, 1)
     if isinstance(targets, SparseTargets): return mix_sparse(targets, lam, permutation)
     return lam*targets + (1-lam)*targets[permutation]
 
@@ -91,7 +96,7 @@ def mix_sparse(targets, lam, permutation):
         raise ValueError("targets must have one epsilon to be mixed, got one per row: use .dense()")
     shared = targets.one_weight and lam.shape[0] == 1  # then the mixture has one row of weights, which its stride says
     mine, other = (targets.weights[:1],)*2 if shared else (targets.weights, targets.weights[permutation])
-    weights = torch.cat([lam*mine, (1-lam)*other], 1).expand(len(targets), -1)
+    weights = torch.cat([lam*mine, (1-lam)*other], 1).expand(targets.shape[0], -1)
     indices = torch.cat([targets.indices, targets.indices[permutation]], 1)
     return SparseTargets(indices, weights, targets.epsilon, targets.num_classes, validate=False)
 
@@ -106,8 +111,10 @@ def sample_labels(targets:Targets,                 # `(N, K)` probabilities, Spa
         return targets.indices[:, 0]
     n, device = targets.shape[0], targets.device
     label = targets.indices.gather(1, drawn(targets.weights, generator)[:, None])[:, 0]
-    background = torch.randint(targets.num_classes, (n,), generator=generator, device=device)
-    return torch.where(torch.rand(n, generator=generator, device=device) < targets.epsilon, background, label)
+    # in place, since torch.export takes no symbol as the size where there is a generator
+    background = torch.empty(n, dtype=torch.long, device=device).random_(targets.num_classes, generator=generator)
+    is_background = torch.empty(n, device=device).uniform_(generator=generator) < targets.epsilon
+    return torch.where(is_background, background, label)
 
 def drawn(probs, generator):
     "A column of each row, by its probabilities."

@@ -111,7 +111,7 @@ def position_posterior(scores:Tensor, # `(N, K)`: log of p(k|x)/eta(k), up to a 
 def label_counts(labels, like):
     "How often each class is among the labels `(K,)`; sums of ones, exact in any order to 2**24."
     one = torch.ones(1, dtype=in_full(like.dtype), device=labels.device)
-    return one.new_zeros(like.shape[1]).index_add_(0, labels, one.expand(labels.shape[0]))
+    return one.new_zeros(like.shape[1]).index_add(0, labels, one.expand(labels.shape[0]))  # not in place: for vmap
 
 SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
 
