@@ -247,6 +247,7 @@ from torch import nn
 
 from .contrast.scores import noise_scores
 from .noise import ClosedForm, Fresh
+from .sparse import shown
 from .targets import SparseTargets, check_fraction, check_simplex, checks_values, sum_tolerance
 
 # %% ../nbs/losses/modules.ipynb #ee5f8242
@@ -307,7 +308,7 @@ class NLL(nn.Module):
         "Estimate of `p(k|x)`: the mean target at x of any kind, unsmoothed. Raises ValueError naming the argument."
         check_epsilon(epsilon); check_kind(targets)
         return unsmooth(noise_scores(logits, None, self.temperature)[0].softmax(-1), epsilon)
-    def extra_repr(self): return f"temperature={float(self.temperature)}, reduction={self.reduction!r}"
+    def extra_repr(self)->str: return f"temperature={shown(self.temperature)}, reduction={self.reduction!r}"
 
 class SoftTargetCrossEntropy(NLL):
     "Module of `soft_target_cross_entropy`, Eq. (3)."

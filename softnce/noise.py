@@ -25,7 +25,7 @@ tensor([0.6000, 0.3000, 0.1000])
 """
 
 # %% ../nbs/losses/noise.ipynb #5ac6cd4d
-import math
+import json, math, warnings
 from functools import cache
 
 import torch
@@ -33,9 +33,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, Distribution, constraints
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_leaves
 
 from .targets import (SparseTargets, Targets, check_counts, check_fraction, check_integer, check_labels,
-                             check_simplex, kind_of)
+                             check_simplex, has_values, kind_of)
 
 # %% ../nbs/losses/noise.ipynb #2a4a8d8b
 def uniform_noise(num_classes:int)->Tensor: # `(K,)`
@@ -46,6 +47,7 @@ def uniform_noise(num_classes:int)->Tensor: # `(K,)`
 # %% ../nbs/losses/noise.ipynb #fbe6c9d5
 def lift(probs, floor):
     "Raise what is below `floor` to it, and scale the rest down to sum one."
+    if not has_values(probs): return probs  # shapes only, on the meta device
     low = torch.zeros_like(probs, dtype=torch.bool)
     while True:  # scaling may push further classes below
         scaled = probs*(1-floor*low.sum())/probs[~low].sum()
@@ -93,7 +95,7 @@ def empirical_noise(labels:Targets=None,  # of the training set: `(N,)` class id
     and the absent classes unless a floor is given."""
     masses = class_masses(labels, num_classes, counts)
     if floor is None:
-        absent = (masses == 0).nonzero().flatten().tolist()
+        absent = (masses == 0).nonzero().flatten().tolist() if has_values(masses) else []
         named, given = f"{absent[:10]}{'...' if len(absent) > 10 else ''}", 'labels' if counts is None else 'counts'
         if absent: raise ValueError(f"{given} must contain every class unless floor is given; absent: {named}")
         floor = 0.
@@ -207,10 +209,19 @@ class InBatch(NoiseSource):
     def __init__(self, local:bool=False): self.local = local  # with a process group: this rank's rows only
     def __repr__(self): return f"InBatch(local={self.local})"
 
+# %% ../nbs/losses/noise.ipynb #6c617bda
+@cache
+def warn_alone():
+    "Say, once, that a row has nothing to be compared with."
+    warnings.warn("a batch of one row has no candidates but its own target: its loss is 0, without gradient. Give "
+                  "noise_samples=Queue(size), Fresh(size) or ClosedForm(), or those of a step's micro-batches by "
+                  "softnce.distributed.micro_batch_noise", stacklevel=2)
+
 # %% ../nbs/losses/noise.ipynb #ead0516e
 class Queue(nn.Module, NoiseSource):
     "Noise targets are those of the other rows and of the last `size` rows before. Raises ValueError for a bad size."
     in_batch, local = True, False
+    device = 'cpu'  # of the state of an empty queue
     def __init__(self, size:int): # rows kept from earlier calls, of all ranks
         super().__init__()
         check_integer(size, 'size')
@@ -219,19 +230,37 @@ class Queue(nn.Module, NoiseSource):
     def push(self, targets:Targets):
         "Remember a batch's targets; the oldest leave. A batch that is called again in its step stays one batch."
         targets = targets.detach()
+        if targets.ndim > 1: self.check_classes(targets.shape[1])
         if self.targets is not None and repeats() and same_targets(self.targets[-self.newest:], targets): return
         earlier = [] if self.targets is None else [self.targets[-self.size:].to(targets.device)]
         self.targets, self.newest = join([*earlier, targets]), targets.shape[0]
     def draw(self, noise_probs:Tensor)->Targets|None:
         "The last `size` rows: before the newest batch in training, where it is the present one; else with it."
         if self.targets is None: return None
+        self.check_classes(noise_probs.shape[0])
         end = self.targets.shape[0] - self.newest*torch.is_grad_enabled()
         return self.targets[max(0, end-self.size):end].to(noise_probs.device) if end else None
     def extra_repr(self): return str(self.size)
-    def get_extra_state(self): return None if self.targets is None else to_state(self.targets[-self.size:])
-    def set_extra_state(self, state):
-        self.targets = from_state(state)
-        self.newest = 0
+    def check_classes(self, num_classes):
+        "Raise ValueError where the rows of the queue are over other classes; class ids do not say."
+        held = num_classes if self.targets is None or self.targets.ndim == 1 else self.targets.shape[1]
+        if held != num_classes:
+            raise ValueError(f"noise_samples must be a Queue over {num_classes} classes, got one with rows over {held} "
+                             "classes, from earlier calls or from a checkpoint")
+    def get_extra_state(self)->Tensor:
+        "The queue as bytes, one tensor: files of safetensors hold it, and `from_pretrained` gives it back."
+        return to_state(None if self.targets is None else self.targets[-self.size:], self.size, self.device)
+    def set_extra_state(self, state:Tensor|dict|None)->None:
+        "Raises ValueError unless the queue that was saved has this one's size and classes; older files say no size."
+        targets = from_state(state, self.size)
+        if targets is not None and targets.ndim > 1: self.check_classes(targets.shape[1])
+        self.targets, self.newest = targets, 0
+    def _apply(self, fn, recurse=True):
+        "What `to` calls: the rows move with the module."
+        held = self.targets is not None
+        self.device = fn(torch.empty(0, device=self.targets.device if held else self.device)).device
+        if held: self.targets = self.targets.to(self.device)
+        return super()._apply(fn, recurse)
 
 # %% ../nbs/losses/noise.ipynb #9408a3f9
 def join(batches):
@@ -254,12 +283,38 @@ def same_targets(a, b):
     if isinstance(a, Tensor): return torch.equal(a, b.to(a.device))
     return torch.equal(a.indices, b.indices) and torch.equal(a.weights, b.weights)
 
-def to_state(targets):
-    "Targets as plain tensors, which `torch.load(weights_only=True)` reads."
-    if not isinstance(targets, SparseTargets): return targets
-    return {name: getattr(targets, name) for name in ('indices', 'weights', 'epsilon', 'num_classes')}
+# %% ../nbs/losses/noise.ipynb #2e76d62f
+STATE = b'softnce.Queue '
 
-def from_state(state): return SparseTargets(**state) if isinstance(state, dict) else state
+def to_state(targets, size, device):
+    "A queue as one tensor of bytes: a line of JSON and the bytes of its tensors."
+    sparse = isinstance(targets, SparseTargets)
+    parts = [] if targets is None else tree_leaves(targets)
+    about = dict(size=size, tensors=[[str(t.dtype).removeprefix('torch.'), list(t.shape)] for t in parts],
+                 sparse=[targets.epsilon if len(parts) == 2 else None, targets.num_classes] if sparse else None)
+    head = torch.tensor(list(STATE + json.dumps(about).encode() + b'\n'), dtype=torch.uint8, device='cpu')
+    where = parts[0].device if parts else device
+    return torch.cat([t.contiguous().flatten().view(torch.uint8).to(where) for t in (head, *parts)])
+
+def from_state(state, size):
+    "The targets of a state. Raises ValueError where it is that of a queue of another size."
+    if state is None or isinstance(state, Tensor) and not has_values(state): return None  # on the meta device
+    if isinstance(state, dict): return SparseTargets(**state)  # of older files, as what follows
+    if state.dtype != torch.uint8 or bytes(state[:len(STATE)].tolist()) != STATE: return state
+    end = state.tolist().index(ord('\n'))
+    about = json.loads(bytes(state[len(STATE):end].tolist()))
+    if about['size'] != size:
+        raise ValueError(f"size must be {about['size']} as of the queue that was saved, got {size}")
+    parts, start = [], end + 1
+    for name, shape in about['tensors']:
+        dtype = getattr(torch, name)
+        stop = start + math.prod(shape)*dtype.itemsize
+        parts.append(state[start:stop].clone().view(dtype).reshape(shape))
+        start = stop
+    if not parts: return None
+    if about['sparse'] is None: return parts[0]
+    number, num_classes = about['sparse']
+    return SparseTargets(*(parts if len(parts) == 3 else [*parts, number]), num_classes, validate=False)
 
 # %% ../nbs/losses/noise.ipynb #27077ca9
 _in_step = False  # inside `optimizer.step(closure)`
