@@ -1,0 +1,19 @@
+"""What training offers, for type checkers. Made by tools/stubs.py from the modules; do not edit."""
+from . import config as config
+from .config import TrainConfig as TrainConfig
+from .config import scaled_lr as scaled_lr
+from . import evaluation as evaluation
+from .evaluation import classification_metrics as classification_metrics
+from .evaluation import predict as predict
+from .evaluation import read_out as read_out
+from . import checkpoints as checkpoints
+from .checkpoints import StopRequested as StopRequested
+from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import save_checkpoint as save_checkpoint
+from . import loop as loop
+from .loop import fit as fit
+from .loop import micro_losses as micro_losses
+from . import nodes as nodes
+from .nodes import launch_nodes as launch_nodes
+from .nodes import ranks as ranks
+from .nodes import slurm_hosts as slurm_hosts
