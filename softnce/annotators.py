@@ -138,8 +138,8 @@ def _check_counts(counts, empty):
 
 # %% ../nbs/losses/annotators.ipynb #b32a13c2
 def vote_targets(counts:Tensor,       # `(N, K)` votes for each class, whole numbers or weights, not negative
-                 concentration=0.,    # c >= 0: how many votes the prior is worth; 0: shares
-                 prior:Tensor=None,   # `(K,)` pi; None: uniform
+                 concentration:float=0., # c >= 0: how many votes the prior is worth; 0: shares
+                 prior:Tensor|None=None, # `(K,)` pi; None: uniform
                 )->Tensor:            # `(N, K)` targets, rows sum to 1; of the default float type for whole numbers
     """Shares of the votes, or the posterior mean under a Dirichlet prior of weight `concentration`.
 
@@ -181,9 +181,9 @@ class DawidSkene(NamedTuple):
 
 # %% ../nbs/losses/annotators.ipynb #354dc1b9
 def dawid_skene(votes:Votes,       # every item has a vote
-                smoothing=0.,      # >= 0: votes added to every cell of the confusions; 0, the paper's, is too sure
-                tolerance=1e-8,    # largest change of a probability in the last step
-                max_steps=1000,    # of EM: some tables take 20, some 500
+                smoothing:float=0., # >= 0: votes added to every cell of the confusions; 0, the paper's, is too sure
+                tolerance:float=1e-8, # largest change of a probability in the last step
+                max_steps:int=1000, # of EM: some tables take 20, some 500
                )->DawidSkene:      # targets, prior, confusion, log_likelihood, steps
     """Posterior of each item's true class, with the annotators' errors estimated by EM (Dawid and Skene 1979).
 

@@ -27,6 +27,7 @@ tensor([0.6000, 0.3000, 0.1000])
 # %% ../nbs/losses/noise.ipynb #5ac6cd4d
 import json, math, warnings
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -86,10 +87,10 @@ def sparse_masses(targets):
     return hot + (len(t) - keep.sum())/t.num_classes
 
 # %% ../nbs/losses/noise.ipynb #76cd4a4d
-def empirical_noise(labels:Targets=None,  # of the training set: `(N,)` class ids, `(N, K)` probabilities, SparseTargets
-                    num_classes:int=None, # `K`; None: that of soft labels or of counts
-                    floor:float=None,     # smallest probability of a class; None: every class must be present
-                    *, counts:Tensor=None,# `(K,)` how often each class occurs, in place of labels
+def empirical_noise(labels:Targets|None=None, # of the training set: `(N,)` ids, `(N, K)` probabilities, SparseTargets
+                    num_classes:int|None=None, # `K`; None: that of soft labels or of counts
+                    floor:float|None=None, # smallest probability of a class; None: every class must be present
+                    *, counts:Tensor|None=None,# `(K,)` how often each class occurs, in place of labels
                    )->Tensor:             # `(K,)`
     """The mean target as a noise distribution: label frequencies, of class ids. Raises ValueError naming the argument,
     and the absent classes unless a floor is given."""
@@ -105,7 +106,7 @@ def empirical_noise(labels:Targets=None,  # of the training set: `(N,)` class id
 def noise_of(noise_probs:Tensor|None, # `(K,)`; None: uniform
              num_classes:int,         # `K`
              like:Tensor,             # the logits
-            )->tuple:                 # eta `(K,)`, and its log, or None where it is uniform
+            )->tuple[Tensor, Tensor|None]: # eta `(K,)`, and its log, or None where it is uniform
     "The noise distribution in full precision, where the logits are. A constant log is None: every loss cancels it."
     dtype = torch.promote_types(like.dtype, torch.float32)
     if noise_probs is None:
@@ -152,7 +153,7 @@ class ContinuousCategorical(Distribution):
     """
     arg_constraints, support = {'probs': constraints.simplex}, constraints.simplex
     def __init__(self, probs:Tensor, # `(..., K)` positive parameters, summing to one
-                 validate_args=None):
+                 validate_args:bool|None=None):
         check_simplex(probs.reshape(-1, probs.shape[-1]), 'probs', positive=True)
         self.probs = probs/probs.sum(-1, keepdim=True)
         log_probs = self.probs.double().log()
@@ -178,7 +179,7 @@ class ContinuousCategorical(Distribution):
             repeated = (K*b[n] + x*repeated)/(n+K)
             total = total + repeated
         return (total/(K*sum(b))).to(self.probs)
-    def sample(self, sample_shape=torch.Size())->Tensor: # `(*sample_shape, ..., K)`
+    def sample(self, sample_shape:Any=torch.Size())->Tensor: # `(*sample_shape, ..., K)`
         "Exact samples: a mixture of Dirichlet distributions."
         with torch.no_grad():
             x = self._x.reshape(-1, self._x.shape[-1])
@@ -191,15 +192,15 @@ class NoiseSource:
     "Where the noise targets of a call come from. A source of your own derives from it."
     in_batch = False # the other rows' targets are candidates too
     local = True     # with a process group: this rank's rows and draws only
-    def push(self, targets:Targets):
+    def push(self, targets:Targets)->None:
         "See a batch's targets `(N, K)` of all ranks: called before `draw`, where gradients are recorded."
     def own(self, targets:Targets)->Targets:
         "The batch's own rows as noise of each other."
         return targets
-    def check_sampled(self, targets:Targets):
+    def check_sampled(self, targets:Targets)->None:
         "Raise ValueError where labels must have been drawn from the targets before this call; here they need not be."
     def draw(self, noise_probs:Tensor, # `(K,)`
-            )->Targets|list|None:      # targets `(M, K)`, a list of such, or None
+            )->Targets|list[Any]|None: # targets `(M, K)`, a list of such, or None
         "Noise targets beside the batch's."
         return None
 
@@ -227,7 +228,7 @@ class Queue(nn.Module, NoiseSource):
         check_integer(size, 'size')
         self.size, self.targets, self.newest = size, None, 0  # newest: rows of the last batch
         watch_optimizers()
-    def push(self, targets:Targets):
+    def push(self, targets:Targets)->None:
         "Remember a batch's targets; the oldest leave. A batch that is called again in its step stays one batch."
         targets = targets.detach()
         if targets.ndim > 1: self.check_classes(targets.shape[1])
@@ -240,8 +241,8 @@ class Queue(nn.Module, NoiseSource):
         self.check_classes(noise_probs.shape[0])
         end = self.targets.shape[0] - self.newest*torch.is_grad_enabled()
         return self.targets[max(0, end-self.size):end].to(noise_probs.device) if end else None
-    def extra_repr(self): return str(self.size)
-    def check_classes(self, num_classes):
+    def extra_repr(self)->str: return str(self.size)
+    def check_classes(self, num_classes:int)->None:
         "Raise ValueError where the rows of the queue are over other classes; class ids do not say."
         held = num_classes if self.targets is None or self.targets.ndim == 1 else self.targets.shape[1]
         if held != num_classes:
@@ -250,7 +251,7 @@ class Queue(nn.Module, NoiseSource):
     def get_extra_state(self)->Tensor:
         "The queue as bytes, one tensor: files of safetensors hold it, and `from_pretrained` gives it back."
         return to_state(None if self.targets is None else self.targets[-self.size:], self.size, self.device)
-    def set_extra_state(self, state:Tensor|dict|None)->None:
+    def set_extra_state(self, state:Tensor|dict[str, Any]|None)->None:
         "Raises ValueError unless the queue that was saved has this one's size and classes; older files say no size."
         targets = from_state(state, self.size)
         if targets is not None and targets.ndim > 1: self.check_classes(targets.shape[1])
@@ -346,7 +347,7 @@ class Fresh(NoiseSource):
     def __init__(self, size:int,     # noise targets a call
                  lam:float=1.,       # weight of the first of two independent labels; 1: a single label
                  epsilon:float=0.,   # smoothing of the noise targets
-                 generator:torch.Generator=None, # on the device of the noise distribution
+                 generator:torch.Generator|None=None, # on the device of the noise distribution
                  local:bool=False):  # with a process group: a draw of this rank's own
         check_integer(size, 'size')
         check_fraction(lam, 'lam')
@@ -369,7 +370,7 @@ class ClosedForm(NoiseSource):
         check_fraction(lam, 'lam')
         check_fraction(epsilon, 'epsilon')
         self.lam, self.epsilon = lam, epsilon
-    def exponents(self)->list:
+    def exponents(self)->list[float]:
         "The t of the sums `Z(t)` whose logs are added."
         return [t for t in ((1-self.epsilon)*self.lam, (1-self.epsilon)*(1-self.lam)) if t > 0]
     def log_partition(self, scores:Tensor,   # `(N, K)`

@@ -51,7 +51,7 @@ def one_hot(labels:Tensor,   # `(N,)` class ids
 # %% ../nbs/losses/targets.ipynb #2197ac00
 def smooth(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTargets`
            epsilon:float|Tensor,    # weight of the background, in [0, 1]: a number or `(N,)`
-           background:Tensor=None,  # `(K,)` distribution xi; None: uniform, 1/K
+           background:Tensor|None=None, # `(K,)` distribution xi; None: uniform, 1/K
           )->Targets:               # smoothed targets of the same kind
     "Mix every target with the same background, Eq. (2) and Eq. (13). Raises ValueError outside the simplex."
     check_fraction(epsilon, 'epsilon', rows=len(targets) if hasattr(targets, '__len__') else None)
@@ -72,7 +72,7 @@ def smooth(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTa
 # %% ../nbs/losses/targets.ipynb #6d69231f
 def mix(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTargets`
         lam:float|Tensor,        # weight of the row itself in [0, 1]: a number or `(N,)`
-        permutation:Tensor=None, # `(N,)` partner of each row; None: the reversed batch
+        permutation:Tensor|None=None, # `(N,)` partner of each row; None: the reversed batch
        )->Targets:               # mixed targets of the same kind
     "Targets of MixUp and CutMix: `lam` times a row plus `1-lam` times its partner's. Raises ValueError."
     if not isinstance(targets, SparseTargets): check_simplex(targets, 'targets')
@@ -102,7 +102,7 @@ def mix_sparse(targets, lam, permutation):
 
 # %% ../nbs/losses/targets.ipynb #9a4ce141
 def sample_labels(targets:Targets,                 # `(N, K)` probabilities, SparseTargets, or `(N,)` class ids
-                  generator:torch.Generator=None,  # on the targets' device
+                  generator:torch.Generator|None=None, # on the targets' device
                  )->Tensor:                        # `(N,)` class ids; such as were given are returned as they are
     "One label per row, drawn from its soft target."
     if isinstance(targets, Tensor) and targets.ndim == 1: return targets
@@ -116,7 +116,7 @@ def sample_labels(targets:Targets,                 # `(N, K)` probabilities, Spa
     is_background = torch.empty(n, device=device).uniform_(generator=generator) < targets.epsilon
     return torch.where(is_background, background, label)
 
-def drawn(probs, generator):
+def drawn(probs:Tensor, generator:torch.Generator|None)->Tensor:
     "A column of each row, by its probabilities."
     if not probs.shape[0]: return torch.zeros(0, dtype=torch.long, device=probs.device)  # which multinomial refuses
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
