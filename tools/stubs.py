@@ -27,8 +27,9 @@ def public_names(module):
 
 def stub(front):
     "The text of a package's stub: its modules, and each name from the first module that has it."
-    lines, seen = [], set()
-    for module in lazy_modules(front):
+    modules = lazy_modules(front)
+    lines, seen = [], set(modules)  # of a module and a name in it that are called alike, `_lazy` finds the module
+    for module in modules:
         lines.append(f"from . import {module} as {module}")
         names = [n for n in public_names(front.parent/f"{module}.py") if n not in seen]
         lines += [f"from .{module} import {n} as {n}" for n in sorted(names)]
