@@ -3,7 +3,6 @@
 A stub names what `_lazy` finds, module by module; `tools/check.py` fails where one is not current.
 """
 import ast
-from pathlib import Path
 
 from common import ROOT
 

@@ -22,4 +22,3 @@ from .augment import DropFeatures as DropFeatures
 from .augment import GraphBatches as GraphBatches
 from .augment import MaskColumns as MaskColumns
 from .augment import RandomBasis as RandomBasis
-from .augment import augment as augment

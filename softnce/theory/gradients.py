@@ -148,7 +148,7 @@ def normalization_gradient(gradient:Tensor,   # `(N, d)` gradient with respect t
 # %% ../../nbs/theory/gradients.ipynb #db349195
 def label_embedding_gradient(embeddings:Tensor,       # `(N, d)` z
                              label_embeddings:Tensor, # `(K, d)` y
-                             candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
+                             candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` ids or SparseTargets
                              positives:int|Tensor|None=None, # its number, or `(N,)`; None: i for row i
                              *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
                              temperature:float|Tensor=1., # tau > 0

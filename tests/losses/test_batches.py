@@ -266,6 +266,45 @@ def test_accelerate(t):
     same(SparseTargets.cat([accelerator.gather_for_metrics(y) for _, y in loader]), t)
 
 
+RANKS = """
+import os, sys, torch
+import torch.multiprocessing as mp
+from torch.utils.data import DataLoader, TensorDataset
+from softnce import SparseTargets, smooth
+
+def job(rank, port):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    from accelerate import Accelerator
+    accelerator = Accelerator(cpu=True)
+    t = smooth(SparseTargets(torch.arange(14).reshape(7, 2), torch.tensor([[.7, .3]]*7), num_classes=14), .1)
+    loader = accelerator.prepare(DataLoader(TensorDataset(torch.arange(7), t), 2))
+    got = [accelerator.gather_for_metrics(batch) for batch in loader]
+    rows, targets = torch.cat([x for x, _ in got]), SparseTargets.cat([y for _, y in got])
+    assert sorted(rows.tolist()) == list(range(7)), rows
+    torch.testing.assert_close(targets.dense(), t[rows].dense())
+    own = smooth(t[:2], .5*rank)  # another epsilon on each rank
+    want = torch.cat([smooth(t[:2], .5*r).dense() for r in range(2)])
+    torch.testing.assert_close(accelerator.gather(own).dense(), want)
+    print('gathered', len(targets), flush=True)
+    torch.distributed.destroy_process_group()
+
+if __name__ == '__main__':
+    import socket
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
+    mp.spawn(job, (port,), nprocs=2)
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_gathers_from_two_ranks(tmp_path):
+    "Half a minute on a busy machine: two processes import PyTorch and accelerate."
+    (tmp_path/'job.py').write_text(RANKS)
+    done = subprocess.run([sys.executable, tmp_path/'job.py'], capture_output=True, text=True)
+    assert done.stdout.count('gathered 7') == 2, done.stderr
+
+
 def test_graphs_carry_one_tensor(t):
     from torch_geometric.data import Batch, Data
     edges = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]])
