@@ -210,14 +210,6 @@ class InBatch(NoiseSource):
     def __init__(self, local:bool=False): self.local = local  # with a process group: this rank's rows only
     def __repr__(self): return f"InBatch(local={self.local})"
 
-# %% ../nbs/losses/noise.ipynb #6c617bda
-@cache
-def warn_alone():
-    "Say, once, that a row has nothing to be compared with."
-    warnings.warn("a batch of one row has no candidates but its own target: its loss is 0, without gradient. Give "
-                  "noise_samples=Queue(size), Fresh(size) or ClosedForm(), or those of a step's micro-batches by "
-                  "softnce.distributed.micro_batch_noise", stacklevel=2)
-
 # %% ../nbs/losses/noise.ipynb #ead0516e
 class Queue(nn.Module, NoiseSource):
     "Noise targets are those of the other rows and of the last `size` rows before. Raises ValueError for a bad size."
@@ -283,6 +275,13 @@ def same_targets(a, b):
     if type(a) is not type(b) or a.shape != b.shape: return False
     if isinstance(a, Tensor): return torch.equal(a, b.to(a.device))
     return torch.equal(a.indices, b.indices) and torch.equal(a.weights, b.weights)
+
+@cache
+def warn_alone():
+    "Say, once, that a row has nothing to be compared with."
+    warnings.warn("a batch of one row has no candidates but its own target: its loss is 0, without gradient. Give "
+                  "noise_samples=Queue(size), Fresh(size) or ClosedForm(), or those of a step's micro-batches by "
+                  "softnce.distributed.micro_batch_noise", stacklevel=2)
 
 # %% ../nbs/losses/noise.ipynb #2e76d62f
 STATE = b'softnce.Queue '
