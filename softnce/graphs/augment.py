@@ -42,7 +42,7 @@ from torch_geometric.utils import dropout_edge, mask_feature
 class DropEdges(BaseTransform):
     "Remove each contact with probability `p`; both directions of an undirected graph together."
     def __init__(self, p:float=.1): self.p = p
-    def forward(self, data:Any)->Data:
+    def forward(self, data:Any)->Any:
         both = data.is_undirected()
         edge_index, kept = dropout_edge(data.edge_index, self.p, force_undirected=both)
         return data.update(dict(edge_index=edge_index, edge_attr=data.edge_attr[kept], edge_y=data.edge_y[kept]))
@@ -54,7 +54,7 @@ class AddEdges(BaseTransform):
     def __init__(self, ratio:float=.1):
         if ratio < 0: raise ValueError(f"ratio must not be negative, got {ratio}")
         self.ratio = ratio
-    def forward(self, data:Any)->Data:
+    def forward(self, data:Any)->Any:
         n, (i, j), both = data.num_nodes, data.edge_index, data.is_undirected()
         a, b = torch.randint(n, (2, round(self.ratio*data.num_edges/(1+both)))).sort(0).values
         pair = (a*n + b)[a < b].unique() # a pair as one number
@@ -71,19 +71,19 @@ class AddEdges(BaseTransform):
 class DropFeatures(BaseTransform):
     "Set each entry of the node features to zero with probability `p`."
     def __init__(self, p:float=.1): self.p = p
-    def forward(self, data:Any)->Data: return data.update(dict(x=mask_feature(data.x, self.p, mode='all')[0]))
+    def forward(self, data:Any)->Any: return data.update(dict(x=mask_feature(data.x, self.p, mode='all')[0]))
 
 class MaskColumns(BaseTransform):
     "Set each column of the node features to zero, for all nodes, with probability `p`."
     def __init__(self, p:float=.1): self.p = p
-    def forward(self, data:Any)->Data: return data.update(dict(x=mask_feature(data.x, self.p, mode='col')[0]))
+    def forward(self, data:Any)->Any: return data.update(dict(x=mask_feature(data.x, self.p, mode='col')[0]))
 
 class AddNoise(BaseTransform):
     "Add normal noise to node and edge features; ValueError for a negative deviation."
     def __init__(self, sigma:float=.1):
         if sigma < 0: raise ValueError(f"sigma must not be negative, got {sigma}")
         self.sigma = sigma
-    def forward(self, data:Any)->Data:
+    def forward(self, data:Any)->Any:
         return data.update({k: data[k] + self.sigma*torch.randn_like(data[k]) for k in ('x', 'edge_attr')})
 
 # %% ../../nbs/graphs/augment.ipynb #a05b0bb3
@@ -113,7 +113,7 @@ def _turn_moments(moments, R): # of `_moments`: the mean turns, the mean square 
 class RandomBasis(BaseTransform):
     "Rotate the reference system and compute again the columns that depend on it; `rotation` None draws one."
     def __init__(self, rotation:Any=None): self.rotation = rotation
-    def forward(self, data:Any)->Data:
+    def forward(self, data:Any)->Any:
         R = random_rotation() if self.rotation is None else self.rotation
         x, com = self._nodes(data, R)
         return data.update(dict(x=x.float(), edge_attr=self._edges(data, com @ R.T, R).float(),
