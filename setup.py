@@ -47,6 +47,7 @@ setup(
     ],
     project_urls={"Source": cfg["git_url"], "Documentation": cfg["doc_host"]+cfg["doc_baseurl"]},
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"]+".*"]),
+    package_data={"": ["py.typed", "*.pyi"]},
     cmdclass={"build_py": build_with_experiments},
     python_requires=">="+cfg["min_python"],
     install_requires=shlex.split(cfg["requirements"]),
