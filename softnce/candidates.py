@@ -124,10 +124,9 @@ def source_and_given(noise_samples):
     return (noise_samples, []) if isinstance(noise_samples, NoiseSource) else (InBatch(), [noise_samples])
 
 def others_of_ranks(source, targets):
-    "The targets of other ranks, and the batch's push to the source; evaluation leaves no trace."
-    if not torch.is_grad_enabled(): return []
-    ranks = targets_of_ranks(targets) if source.in_batch and not source.local else [targets]
-    source.push(targets if len(ranks) == 1 else join(ranks))
+    "The targets of other ranks, if the source asks for them, and the batch's push to it; evaluation leaves no trace."
+    ranks = targets_of_ranks(targets) if source.in_batch and source.ranks == 'all' else [targets]
+    if torch.is_grad_enabled(): source.push(targets if len(ranks) == 1 else join(ranks))
     return [r for r in ranks if r is not targets]
 
 def drawn_targets(source, noise_probs):
@@ -170,7 +169,7 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
     def labels(rows): return sample_labels(checked_noise(rows, noise_probs), generator)
     own = [labels(source.own(targets))] if source.in_batch else []
     kept = targets  # what a source is to remember, and ranks exchange; the batch alone is not kept: its labels will do
-    if type(source) is InBatch:
+    if own and type(source).push is NoiseSource.push:
         kept = SparseTargets.from_labels(own[0], noise_probs.shape[0], noise_probs.dtype, validate=False)
     rows = others_of_ranks(source, kept) + (given or drawn_targets(source, noise_probs))
     none = torch.zeros(0, dtype=torch.long, device=noise_probs.device)

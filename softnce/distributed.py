@@ -12,8 +12,9 @@ Candidates of a noise contrastive loss are targets, which carry no gradient. So 
 
     L = sum_r |B_r|/|B| L_r
 
-holds for values and gradients. `targets_of_ranks` gathers (the losses call it), `rank_weight` gives the factor of a
-rank's mean, and `micro_batch_noise` makes gradient accumulation exact.
+holds for values and gradients. A noise source with ranks='all' asks for that, and without one nothing is exchanged.
+`targets_of_ranks` gathers, `rank_weight` gives the factor of a rank's mean, and `micro_batch_noise` makes gradient
+accumulation exact.
 
 >>> import torch
 >>> from softnce.distributed import micro_batch_noise
@@ -25,12 +26,14 @@ rank's mean, and `micro_batch_noise` makes gradient accumulation exact.
 """
 
 # %% ../nbs/losses/distributed.ipynb #725e31c4
+from copy import copy
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .noise import ClosedForm, InBatch, NoiseSource, join, world_size
+from .noise import ClosedForm, Fresh, InBatch, NoiseSource, check_ranks, join, world_size
 from .targets import SparseTargets, Targets, per_row_epsilon
 
 # %% ../nbs/losses/distributed.ipynb #6f5c7ef8
@@ -60,7 +63,11 @@ def unpack(rows, like, num_slots, epsilon):
 def all_gather(tensor):
     "The tensors of all ranks, of one shape."
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor)
+    try: dist.all_gather(parts, tensor)
+    except RuntimeError as error:
+        error.add_note("ranks='all' makes a call of the loss collective, in training and evaluation: every rank must "
+                       "make it, and as often as the others. ranks='own' exchanges nothing.")
+        raise
     return parts
 
 def kind_and_form(targets):
@@ -143,24 +150,32 @@ class MicroBatch(NoiseSource):
         return f"MicroBatch({self.step.source}, rows {self.rows.start} to {self.rows.stop} of {len(self.step.targets)})"
 
 # %% ../nbs/losses/distributed.ipynb #5f0b1fe7
+def _with_ranks(source, ranks):
+    "A `Fresh` that draws for `ranks`, from the same generator; None: as it does."
+    source = copy(source)
+    source.ranks = ranks or source.ranks
+    return source
+
 def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches of one optimiser step, of one kind
                       noise_samples=None, # as for the losses
                       even:bool=False,    # all ranks hold as many rows and slots, and one epsilon: not asked again
+                      ranks:str=None,     # 'own' or 'all' rows of the step; None: as `noise_samples` says, else 'own'
                      )->list:             # a source per micro-batch, for this step only
-    """Noise sources with which the micro-batches of all ranks add up to the loss of the global batch.
+    """Noise sources with which the micro-batches of a step add up to the loss of its whole batch.
 
-    A collective call.
-
-    Every rank must have a micro-batch. Raises ValueError where `step_targets` is empty or of several kinds."""
+    With ranks='all' that is the global batch, and the call collective: every rank must have a micro-batch. Raises
+    ValueError where `step_targets` is empty or of several kinds, and for bad ranks."""
+    if ranks is not None: check_ranks(ranks)
     kinds = {(type(t), t.shape[1:]) for t in step_targets}
     if len(kinds) != 1:
         raise ValueError("step_targets must be targets of one kind, at least one, "
                          f"got shapes {[tuple(t.shape) for t in step_targets]}")
     if isinstance(noise_samples, ClosedForm): return [noise_samples]*len(step_targets)
     source, given = (noise_samples, None) if isinstance(noise_samples, NoiseSource) else (InBatch(), noise_samples)
+    if isinstance(source, Fresh): source = _with_ranks(source, ranks)  # which exchanges draws, not rows
     with torch.no_grad(): own = join(step_targets)
-    ranks = targets_of_ranks(own, even) if source.in_batch and not source.local else [own]
-    before = sum(map(len, ranks[:dist.get_rank()])) if len(ranks) > 1 else 0
-    step = Step(source, own if len(ranks) == 1 else join(ranks), given)
+    parts = targets_of_ranks(own, even) if source.in_batch and (ranks or source.ranks) == 'all' else [own]
+    before = sum(map(len, parts[:dist.get_rank()])) if len(parts) > 1 else 0
+    step = Step(source, own if len(parts) == 1 else join(parts), given)
     ends = torch.tensor([len(t) for t in step_targets]).cumsum(0).add(before).tolist()
     return [MicroBatch(step, slice(end - len(t), end)) for t, end in zip(step_targets, ends)]

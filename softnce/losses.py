@@ -44,9 +44,9 @@ def check_reduction(reduction):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
 
 def reduce(losses, reduction):
-    "Losses `(N,)` as they are, their mean or their sum."
+    "Losses `(N,)` as they are, their mean or their sum; such as a sum has reduced already as they are."
     check_reduction(reduction)
-    return losses if reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
+    return losses if not losses.ndim or reduction == 'none' else losses.mean() if reduction == 'mean' else losses.sum()
 
 # %% ../nbs/losses/losses.ipynb #6679bf59
 def nll(logits:Tensor,        # `(N, K)`
@@ -55,7 +55,8 @@ def nll(logits:Tensor,        # `(N, K)`
         reduction:str='mean', # 'none' | 'mean' | 'sum'
        )->Tensor:             # a scalar, or `(N,)` for 'none'
     "Negative log-likelihood of class ids, Eq. (1). Raises ValueError naming the argument."
-    scores = logit_scores(logits, temperature)
+    check_reduction(reduction)
+    scores = logit_scores(logits, temperature, reduction=reduction)
     labels = check_targets(labels, *logits.shape, logits, 'labels', only_labels=True)
     return reduce(contrast(scores, AllClasses(parts_of(labels))), reduction)
 
@@ -66,7 +67,8 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`
                               reduction:str='mean', # 'none' | 'mean' | 'sum'
                              )->Tensor:          # a scalar, or `(N,)` for 'none'
     "Cross-entropy with soft targets, Eq. (3). Raises ValueError naming the argument."
-    scores = logit_scores(logits, temperature)
+    check_reduction(reduction)
+    scores = logit_scores(logits, temperature, reduction=reduction)
     targets = check_targets(targets, *logits.shape, logits)
     return reduce(contrast(scores, AllClasses(parts_of(targets))), reduction)
 

@@ -187,13 +187,17 @@ class ContinuousCategorical(Distribution):
             draws = Dirichlet(1 + exponents).sample()
             return draws.transpose(0, 1).reshape(*sample_shape, *self.probs.shape).to(self.probs)
 
+# %% ../nbs/losses/noise.ipynb #7c1e0a52
+def check_ranks(ranks):
+    if ranks not in ('own', 'all'): raise ValueError(f"ranks must be 'own' or 'all', got {ranks!r}")
+
 # %% ../nbs/losses/noise.ipynb #5de1b0da
 class NoiseSource:
     "Where the noise targets of a call come from. A source of your own derives from it."
     in_batch = False # the other rows' targets are candidates too
-    local = True     # with a process group: this rank's rows and draws only
+    ranks = 'own'    # with a process group: rows and draws of this rank, or of 'all' in a collective call
     def push(self, targets:Targets)->None:
-        "See a batch's targets `(N, K)` of all ranks: called before `draw`, where gradients are recorded."
+        "See a batch's targets `(N, K)`, of `ranks`: called before `draw`, where gradients are recorded."
     def own(self, targets:Targets)->Targets:
         "The batch's own rows as noise of each other."
         return targets
@@ -205,19 +209,26 @@ class NoiseSource:
         return None
 
 class InBatch(NoiseSource):
-    "Noise targets are those of the other rows (what `noise_samples=None` means), on all ranks unless `local`."
+    """Noise targets are those of the other rows (what `noise_samples=None` means). Raises ValueError for bad ranks.
+
+    With ranks='all' every call is collective, in evaluation too: all ranks must make it, and as often."""
     in_batch = True
-    def __init__(self, local:bool=False): self.local = local  # with a process group: this rank's rows only
-    def __repr__(self): return f"InBatch(local={self.local})"
+    def __init__(self, ranks:str='own'): # with a process group: the rows of this rank, or of 'all' ranks
+        check_ranks(ranks)
+        self.ranks = ranks
+    def __repr__(self): return f"InBatch(ranks={self.ranks!r})"
 
 # %% ../nbs/losses/noise.ipynb #ead0516e
 class Queue(nn.Module, NoiseSource):
-    "Noise targets are those of the other rows and of the last `size` rows before. Raises ValueError for a bad size."
-    in_batch, local = True, False
+    "Noise targets are the other rows' and those of the last `size` rows before. Raises ValueError for bad size, ranks."
+    in_batch = True
     device = 'cpu'  # of the state of an empty queue
-    def __init__(self, size:int): # rows kept from earlier calls, of all ranks
+    def __init__(self, size:int,      # rows kept from earlier calls
+                 ranks:str='own'):    # with a process group: it takes in the rows of this rank, or of 'all' ranks
         super().__init__()
         check_integer(size, 'size')
+        check_ranks(ranks)
+        self.ranks = ranks
         self.size, self.targets, self.newest = size, None, 0  # newest: rows of the last batch
         watch_optimizers()
     def push(self, targets:Targets)->None:
@@ -233,7 +244,7 @@ class Queue(nn.Module, NoiseSource):
         self.check_classes(noise_probs.shape[0])
         end = self.targets.shape[0] - self.newest*torch.is_grad_enabled()
         return self.targets[max(0, end-self.size):end].to(noise_probs.device) if end else None
-    def extra_repr(self)->str: return str(self.size)
+    def extra_repr(self)->str: return str(self.size) + ", ranks='all'"*(self.ranks == 'all')
     def check_classes(self, num_classes:int)->None:
         "Raise ValueError where the rows of the queue are over other classes; class ids do not say."
         held = num_classes if self.targets is None or self.targets.ndim == 1 else self.targets.shape[1]
@@ -342,24 +353,27 @@ def world_size(): return dist.get_world_size() if dist.is_available() and dist.i
 class Fresh(NoiseSource):
     """Noise targets are `size` new draws from the noise distribution at each call; the other rows are not used.
 
-    Raises ValueError for a bad size, lam or epsilon."""
+    Raises ValueError for a bad size, lam, epsilon or ranks."""
     def __init__(self, size:int,     # noise targets a call
                  lam:float=1.,       # weight of the first of two independent labels; 1: a single label
                  epsilon:float=0.,   # smoothing of the noise targets
                  generator:torch.Generator|None=None, # on the device of the noise distribution
-                 local:bool=False):  # with a process group: a draw of this rank's own
+                 ranks:str='own'):   # with a process group: a draw of this rank's own, or that of rank 0 on 'all'
         check_integer(size, 'size')
         check_fraction(lam, 'lam')
         check_fraction(epsilon, 'epsilon')
-        self.size, self.lam, self.epsilon, self.generator, self.local = size, lam, epsilon, generator, local
+        check_ranks(ranks)
+        self.size, self.lam, self.epsilon, self.generator, self.ranks = size, lam, epsilon, generator, ranks
     def draw(self, noise_probs:Tensor)->SparseTargets:
-        "`size` SparseTargets; where gradients are recorded, the same on all ranks."
+        "`size` SparseTargets; with ranks='all' the same on all ranks."
         weights = noise_probs.new_tensor([self.lam, 1-self.lam] if self.lam < 1 else [1.])
         ids = torch.multinomial(noise_probs, self.size*len(weights), replacement=True, generator=self.generator)
-        if not self.local and torch.is_grad_enabled() and world_size() > 1: dist.broadcast(ids, 0)
+        if self.ranks == 'all' and world_size() > 1: dist.broadcast(ids, 0)
         weights = weights.expand(self.size, -1)
         return SparseTargets(ids.reshape(self.size, -1), weights, self.epsilon, len(noise_probs), validate=False)
-    def __repr__(self): return f"Fresh({self.size}, lam={self.lam}, epsilon={self.epsilon})"
+    def __repr__(self):
+        shared = ", ranks='all'"*(self.ranks == 'all')
+        return f"Fresh({self.size}, lam={self.lam}, epsilon={self.epsilon}{shared})"
 
 # %% ../nbs/losses/noise.ipynb #46ca504e
 class ClosedForm(NoiseSource):

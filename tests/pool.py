@@ -19,6 +19,11 @@ def in_group(task, rank, size, store, timeout, args):
     finally: dist.destroy_process_group()  # also where the task raised: the others' collectives then fail too
 
 
+def ready(task):
+    "In a worker: what the task needs is imported, that of its module by unpickling it."
+    import torch  # noqa: F401
+
+
 class Pool:
     "`size` ranks. What a task raises on any of them is raised here; ranks that do not come back are replaced."
     def __init__(self, size):
@@ -27,6 +32,7 @@ class Pool:
 
     def run(self, size, task, *args, timeout=60):
         "`[task(rank, *args) for each rank]` in a group of `size`; the task is a function of a module."
+        for r in [w.submit(ready, task) for w in self.workers[:size]]: r.result(120)  # no part of the timeout
         with tempfile.TemporaryDirectory() as folder:
             ranks = [w.submit(in_group, task, r, size, f'{folder}/store', timeout, args)
                      for r, w in enumerate(self.workers[:size])]

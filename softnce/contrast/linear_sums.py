@@ -28,6 +28,7 @@ from torch import Tensor
 from .layout import FAR, LOW, centred, masked, row_blocks
 from .operators import callable_sum, check_floats, check_rows, keeps_graph, namespace, recorded
 from .sums import class_block, class_sums_reference, subtract_own
+from ..targets import has_values
 
 # %% ../../nbs/contrast/linear_sums.ipynb #079b923d
 def linear_sums_reference(embeddings, weight, bias=None, ids=None, weights=None, share=None, probs=None, log_eta=None,
@@ -42,9 +43,10 @@ BLOCK = 2**18   # numbers: 1 MiB of fp32, which stays in a core's cache
 MIN_ROWS = 24   # fewer rows in a product: measured slower than to make the logits twice, by blocks of classes
 MAX_ROWS = 256  # rows of a block of classes: more make no product faster
 
-def rows_with_all_classes(num_classes, dim):
+def rows_with_all_classes(num_rows, num_classes, dim):
     "Rows of a block that holds all classes, or 0 if such blocks would be too large."
-    rows = max(BLOCK, num_classes*dim//5)//num_classes  # 5: a fifth of the gradient by the weight
+    held = num_classes*dim//5 + num_rows*dim  # 5: a fifth of the gradient by the weight; and as much as the embeddings
+    rows = max(BLOCK, held)//num_classes
     return rows if rows >= MIN_ROWS else 0
 
 class Gradients:
@@ -66,7 +68,7 @@ def all_classes(z, W, bias, own, log_eta, offset, exponents, row_weight, gradien
     logits = z @ W.t() if bias is None else torch.addmm(bias, z, W.t())
     scores = centred(logits, out=logits)
     if log_eta is not None: scores.sub_(log_eta)
-    total, g = class_block(scores, *own, offset, None, exponents, bool(gradients.needs))
+    total, g = class_block(scores, *own, offset, None, exponents, bool(gradients.needs), log_eta is not None)
     if gradients.needs: gradients.add(g.mul_(row_weight[:, None]), z, W, rows, slice(None))
     return total
 
@@ -130,7 +132,7 @@ def second_pass(z, W, bias, own, log_eta, offset, exponents, blocks, log_sums, r
 def linear_pass(z, W, bias, ids, weights, share, probs, log_eta, offset, exponents, row_weight, needs):
     "Losses of all rows, and the gradients of their sum weighted by `row_weight`."
     total, gradients = z.new_empty(z.shape[0]), Gradients(z, W, bias, needs)
-    size = rows_with_all_classes(*W.shape)
+    size = rows_with_all_classes(len(z), *W.shape)
     num_rows = max(1, min(size or MAX_ROWS, -(-z.shape[0]//2)))  # at most half: all logits never exist at once
     blocks = None if size else row_blocks(W.shape[0], num_rows, BLOCK)
     with torch.autocast(z.device.type, enabled=False):
@@ -199,8 +201,9 @@ def linear_gradients(ctx, g, *_):
 
 def scaled(gradient, g):
     "The gradient times the weight of the loss: in place where the graph is not kept."
-    in_place = not (keeps_graph() or torch.compiler.is_compiling()) and not g.ndim
-    return gradient.mul_(g) if in_place else gradient*g
+    if keeps_graph() or torch.compiler.is_compiling() or g.ndim: return gradient*g
+    # of `loss.backward()` the weight is 1: no pass over a gradient of K x d numbers; on a card a look would wait for it
+    return gradient if g.device.type == 'cpu' and has_values(g) and g.item() == 1 else gradient.mul_(g)
 
 linear_sums_call = callable_sum(linear_sums_op, linear_sums_reference, linear_setup, linear_gradients, linear_fake,
                                 gradient_for_all=True)

@@ -69,14 +69,15 @@ class Logits(NamedTuple):
     scale:float = 1.           # 1/tau
     log_eta:Tensor|None = None # `(K,)`; None: uniform noise
     num_rows:int|None = None   # rows at a time; None: as many as keep blocks small
+    reduction:str = 'none'     # what PyTorch's cross-entropy may do in its own pass, where it serves
 
-def logit_scores(logits, temperature, log_eta=None, num_rows=None):
+def logit_scores(logits, temperature, log_eta=None, num_rows=None, reduction='none'):
     "Checked logits as scores; a temperature that is a tensor keeps its gradient."
     check_logits(logits)
     check_temperature(temperature)
     if isinstance(temperature, Tensor):
-        return Logits(full_precision(logits)/temperature.reshape(()), 1., log_eta, num_rows)
-    return Logits(logits, 1/temperature, log_eta, num_rows)
+        return Logits(full_precision(logits)/temperature.reshape(()), 1., log_eta, num_rows, reduction)
+    return Logits(logits, 1/temperature, log_eta, num_rows, reduction)
 
 def noise_scores(logits, noise_probs, temperature):
     "Scores `(N, K)` of checked logits, written out, and eta `(K,)`."
@@ -113,22 +114,26 @@ def label_counts(labels, like):
     one = torch.ones(1, dtype=in_full(like.dtype), device=labels.device)
     return one.new_zeros(like.shape[1]).index_add(0, labels, one.expand(labels.shape[0]))  # not in place: for vmap
 
-SMALL = 2**15  # numbers: below, calling an operator costs more than what it computes
+SMALL = 2**20    # numbers, 4 MiB: up to here PyTorch's own took less time, up to a half; it holds three times as many
+WRITTEN = 2**18  # the same where probabilities have to be written out first, a fourth time as many
 
-def is_small(scores):
+def is_small(scores, limit=SMALL):
     "Whether PyTorch's own cross-entropy is cheaper to call: on a CPU, where its result can be looked at at once."
     x = scores.values
     if x.device.type != 'cpu' or backend() is not None or not has_values(x): return False
-    return scores.scale == 1 and x.numel() < SMALL and x.dtype.itemsize >= 4  # 16-bit logits would be rounded
+    return scores.scale == 1 and x.numel() < limit and x.dtype.itemsize >= 4  # 16-bit logits would be rounded
 
 def weighted_cross_entropy(scores, own, counts):
     "The sum over counts as PyTorch's cross-entropy; None where that loses digits: for sure rows and large logits."
     log_counts = counts.log()
     offset = log_counts if scores.log_eta is None else log_counts - scores.log_eta
-    rows = F.cross_entropy(scores.values + offset, own.ids[:, 0], reduction='none') + offset[own.ids[:, 0]]
+    labels, values = own.ids[:, 0], scores.values
+    rows = F.cross_entropy(values + offset, labels, reduction='none')
     # 1/8 and 64: rows are then off by a few 1e-6 of themselves
-    if not rows.shape[0] or rows.amin() < .125 or scores.values.abs().amax() > 64: return None
-    return rows if scores.log_eta is None else rows + scores.log_eta[own.ids[:, 0]]
+    if not len(rows) or (rows.detach() + offset[labels]).amin() < .125: return None
+    low, high = values.detach().aminmax()
+    if max(-low.item(), high.item()) > 64: return None
+    return rows + log_counts[labels]
 
 def beside_own(others):
     "log(1 + exp L): the loss from the sum over the others."
@@ -152,10 +157,11 @@ def sum_classes(scores, candidates):
     "Cross-entropy: log-sum-exp over all classes minus the own score."
     own, x = candidates.own, scores.values
     if scores.scale == 1 and x.dtype.itemsize >= 4 and is_labels(own):
-        return F.cross_entropy(x, own.ids[:, 0], reduction='none')
-    if is_small(scores):
-        rows = F.cross_entropy(x, own.probs if own.probs is not None else written_probs(own, x), reduction='none')
-        if not rows.isnan().any(): return rows  # 0 times -inf, of a masked class
+        return F.cross_entropy(x, own.ids[:, 0], reduction=scores.reduction)
+    if is_small(scores, SMALL if own.ids is None else WRITTEN):
+        probs = own.probs if own.probs is not None else written_probs(own, x)
+        loss = F.cross_entropy(x, probs, reduction=scores.reduction)
+        if not loss.isnan().any() or not len(x): return loss  # 0 times -inf, of a masked class
     return class_sums(x, own.ids, own.weights, share=own.share, probs=own.probs, scale=scores.scale)
 
 def is_labels(own):
@@ -177,7 +183,8 @@ def sum_expectation(scores, candidates):
     "Closed-form noise: with t s + log eta in each sum; uniform noise is a constant."
     own, exponents, noise_probs, as_scored = candidates
     if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
-        return sum_classes(scores._replace(log_eta=None), AllClasses(own)) + mean_under(own, noise_probs.log())
+        rows = sum_classes(scores._replace(log_eta=None), AllClasses(own))
+        return rows + (noise_probs[:1].log() if scores.log_eta is None else mean_under(own, noise_probs.log()))
     if not exponents: return -own_score(centred(scores.values, scores.log_eta, scores.scale), *own)
     log_eta = noise_probs[:1].log() if scores.log_eta is None else noise_probs.log()
     uniform = scores.log_eta is None
@@ -201,7 +208,7 @@ def sum_sparse(scores, candidates):
 def sum_dense(scores, candidates):
     "Dense candidates: a matrix product."
     own, probs, in_batch = candidates
-    x, scale, log_eta, num_rows = scores
+    x, scale, log_eta, num_rows, _ = scores
     if not in_batch: x = full_precision(x)  # as above
     rows = product_sums(x, probs, log_eta=log_eta, scale=scale, in_batch=in_batch, linear=False, num_rows=num_rows)
     return beside_own(rows if in_batch else rows - masked(own_score(centred(x, log_eta, scale), *own)))
@@ -331,6 +338,6 @@ ROUTES = {
 # %% ../../nbs/contrast/scores.ipynb #fc811542
 def contrast(scores,     # Logits or LinearScores
              candidates, # of a kind of `softnce.candidates`
-            )->Tensor:   # `(N,)`; a scalar with a `row_weight`
+            )->Tensor:   # `(N,)`; a scalar with a `row_weight`, or where a `reduction` is done with the sum
     "Minus the log posterior of each row's own target; over classes or an expectation, log Z minus its score."
     return ROUTES[type(scores), type(candidates)](scores, candidates)

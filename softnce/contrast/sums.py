@@ -47,23 +47,35 @@ def class_sums_reference(logits, ids, weights, share=None, probs=None, offset=No
     return total
 
 # %% ../../nbs/contrast/sums.ipynb #06766a26
-def exponentials(scores, t, offset, own_offset, ids):
-    "exp of `t*scores + offset` over their sum, in the memory of `scores`, and the log of the sum."
+def exponentials(scores, t, offset, own_offset, ids, shifted):
+    """exp of `t*scores + offset` over their sum, in the memory of `scores`, and the log of the sum.
+
+    `shifted`: something was subtracted from scores since they were centred; else their largest is 0."""
     own = None if own_offset is None else t*scores.gather(1, ids) + own_offset[:, None]
     if t != 1: scores.mul_(t)
     if offset is not None: scores.add_(offset)
     if own is not None: scores.scatter_(1, ids, own)
-    top = scores.amax(1)
+    top = scores.amax(1) if shifted or offset is not None or own is not None else 0.
     torch.softmax(scores, 1, out=scores)
     return scores, top - scores.amax(1).log()
 
-def class_block(scores, ids, weights, share, probs, offset, own_offset, exponents, with_grad):
+def own_of_block(scores, ids, weights, share, probs):
+    "Own scores; of dense targets a few rows at a time, as the products with them are no smaller than the block."
+    if probs is None: return own_score(scores, ids, weights, share, None)
+    rows = row_blocks(*scores.shape, PIECE)
+    pieces = [own_score(scores[r], None, None, part(share, r), probs[r]) for r in rows]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+PIECE = 3*2**13  # numbers: 96 KiB of fp32, less than a tenth of a block
+
+def class_block(scores, ids, weights, share, probs, offset, own_offset, exponents, with_grad, shifted):
     "Sums of a block of rows, and their gradient by the scores, in whose memory it is."
-    own = own_score(scores, ids, weights, share, probs)
+    own = own_of_block(scores, ids, weights, share, probs)
     total, gradient = -masked(own), None
     for j, t in enumerate(exponents):
         x = scores if j == len(exponents)-1 else scores.clone()  # the last sum may overwrite the scores
-        p, log_sum = exponentials(x, t, None if offset is None else offset[j % offset.shape[0]], own_offset, ids)
+        row = None if offset is None else offset[j % offset.shape[0]]
+        p, log_sum = exponentials(x, t, row, own_offset, ids, shifted)
         total = total + log_sum
         if with_grad: gradient = (p if t == 1 else p.mul_(t)) if gradient is None else p.mul_(t).add_(gradient)
     if with_grad: subtract_own(gradient, ids, weights, share, probs)
@@ -86,7 +98,8 @@ def class_sums_torch(logits, ids, weights, share, probs, offset, own_offset, log
         rows = [part(x, r) for x in (ids, weights, share, probs)]
         scores = centred(logits[r], None, scale, gradient[r] if in_place else None)
         if log_eta is not None: scores.sub_(log_eta)
-        total[r], g = class_block(scores, *rows, offset, part(own_offset, r), exponents, with_grad)
+        shifted = log_eta is not None
+        total[r], g = class_block(scores, *rows, offset, part(own_offset, r), exponents, with_grad, shifted)
         if with_grad and scale != 1: g.mul_(scale)
         if with_grad and not in_place: gradient[r] = g
     return total, gradient

@@ -58,11 +58,13 @@ def _version(name):
     except metadata.PackageNotFoundError: return ''
 
 # %% ../../nbs/experiments/code/bench.ipynb #9d6c0004
+def _timer(device, timer): return timer if device == 'cuda' or timer == 'process' else 'clock'
+
 def environment(device='cpu',   # 'cpu' | 'cuda'
-                timer='events', # on CUDA: 'events' | 'graph'; a CPU has its clock
+                timer='events', # on CUDA: 'events' | 'graph'; on a CPU 'process', else its clock
                )->dict:         # device, card, timer, versions, threads
     "What a row says about where it was measured."
-    where = dict(device=device, card=_card(device), timer=timer if device == 'cuda' else 'clock')
+    where = dict(device=device, card=_card(device), timer=_timer(device, timer))
     versions = dict(torch=torch.__version__, triton=_version('triton'), softnce=f'{softnce.__version__}+{_code_hash()}')
     return where | versions | dict(threads=torch.get_num_threads())
 
@@ -160,7 +162,7 @@ def fill_ledger(problems:list,  # of `Problem`, small ones first; each is droppe
                 path,           # the ledger
                 modes=MODES,
                 fresh=False,    # measure again what the ledger has
-                timer='events', # on CUDA: 'events' | 'graph'
+                timer='events', # as for `environment`
                 **how):         # `budget`, `limit`, `rounds`, `seconds`
     "Measure all available providers at each size, and write the rows size by size; complete sizes are skipped."
     last = {}

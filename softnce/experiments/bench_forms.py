@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contrast import set_backend
-from ..losses import info_nce, linear_soft_target_info_nce, soft_target_info_nce
+from ..losses import (info_nce, linear_soft_target_cross_entropy, linear_soft_target_info_nce, nll,
+                            soft_target_cross_entropy, soft_target_info_nce)
 from ..noise import ClosedForm
 from ..targets import SparseTargets, mix, smooth
 
@@ -70,6 +71,10 @@ class Problem:
     def leaves(self): return [self.embeddings, self.weight] if self.d else [self.logits]
     @property
     def labels(self): return self.ids[:self.N]
+    @cached_property
+    def sparse_targets(self): # eight classes a row
+        classes = torch.randint(self.K, (self.N, 8), **self.stream(6))
+        return SparseTargets(classes, self.accurate(self.normal(7, self.N, 8)).softmax(1), 0., self.K)
 
 # %% ../../nbs/experiments/code/bench_forms.ipynb #6cbca633
 def _mixed(ids, lam, problem):
@@ -172,6 +177,9 @@ def _ours_soft(p, own, others):
 def _ours_mixed(p, per_sample=False): return _ours_soft(p, *mixed_targets(p, per_sample))
 def _ours_closed_form(p): return _ours_soft(p, mixed_targets(p)[0], ClosedForm(p.lam, p.epsilon))
 def _ours_dense(p): return _ours_soft(p, p.dense_targets[:p.N], p.dense_targets[p.N:] if p.M > p.N else None)
+def _ours_nll(p): return partial(nll, p.logits, p.labels)
+def _ours_ce(p): return partial(soft_target_cross_entropy, p.logits, p.dense_targets[:p.N])
+def _ours_mixed_ce(p): return partial(soft_target_cross_entropy, p.logits, mixed_targets(p)[0])
 
 # %% ../../nbs/experiments/code/bench_forms.ipynb #a625b15d
 def _without_triton(providers):
@@ -184,26 +192,51 @@ _OURS = {
     'ours, one lam': Provider(_ours_mixed, dict(NM=6, NK=6), _PAIRS),
     'ours, lam per sample': Provider(partial(_ours_mixed, per_sample=True), dict(NM=6, NK=6), _PAIRS),
     'ours, dense': Provider(_ours_dense, dict(NM=5, NK=4, MK=2), _PRODUCTS),
-    'ours, closed form': Provider(_ours_closed_form, dict(NK=8), _PER_CLASS)}
+    'ours, closed form': Provider(_ours_closed_form, dict(NK=8), _PER_CLASS),
+    'ours, cross-entropy, class ids': Provider(_ours_nll, dict(NK=4), _PER_CLASS),
+    'ours, cross-entropy, probabilities': Provider(_ours_ce, _SOFT, _PER_CLASS),
+    'ours, cross-entropy, one lam': Provider(_ours_mixed_ce, _SOFT, _PER_CLASS)}
 PROVIDERS |= _OURS | _without_triton(_OURS) | {'ours, dense, tf32': replace(_OURS['ours, dense'], **_TF32)}
 
 # %% ../../nbs/experiments/code/bench_forms.ipynb #98f8d4d7
-def _linear_torch(p):
-    embeddings, weight, labels = p.embeddings, p.weight, p.labels
-    def forward(): return F.cross_entropy(F.linear(embeddings, weight), labels)
+def _dense(p): return p.dense_targets[:p.N]
+def _labels(p): return p.labels
+def _sparse(p): return p.sparse_targets
+def _linear_torch(p, targets=_labels):
+    embeddings, weight, chosen = p.embeddings, p.weight, targets(p)
+    def forward(): return F.cross_entropy(F.linear(embeddings, weight), chosen)
     return forward
-def _cut(p):
+def _torch_chunked(p, targets=_labels):
+    options = torch.nn.LinearCrossEntropyOptions()  # its defaults; without options it keeps the logits
+    return partial(F.linear_cross_entropy, p.embeddings, p.weight, targets(p), options=options)
+def _cut(p, impl='cce'):
     from cut_cross_entropy import linear_cross_entropy
-    return partial(linear_cross_entropy, p.embeddings, p.weight, p.labels)
+    return partial(linear_cross_entropy, p.embeddings, p.weight, p.labels, impl=impl)
 def _liger(p):
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
     return partial(liger_fused_linear_cross_entropy, p.embeddings, p.weight, p.labels)
+def _linear_ce(p, targets=_labels):
+    return partial(linear_soft_target_cross_entropy, p.embeddings, p.weight, targets(p))
+def _linear_closed(p):
+    return partial(linear_soft_target_info_nce, p.embeddings, p.weight, p.labels, noise_samples=ClosedForm())
 def _linear_hard(p): return partial(linear_soft_target_info_nce, p.embeddings, p.weight, p.labels)
 def _linear_mixed(p, per_sample=False, **how):
     return partial(linear_soft_target_info_nce, p.embeddings, p.weight, mixed_targets(p, per_sample)[0], **how)
 
 # %% ../../nbs/experiments/code/bench_forms.ipynb #750e65e5
 _TABLES, _EVERY_CLASS = dict(Kd=2), dict(NKd=1)  # the weight and its gradient; operations
+_LOGITS, _PROBS, _BLOCKED = dict(NK=3, Kd=2), dict(NK=7, Kd=2), dict(NK=4, Kd=3)  # numbers; targets take three to make
+_CHUNKED = {} if not hasattr(F, 'linear_cross_entropy') else {  # PyTorch has it since 2.14
+    'linear, F.linear_cross_entropy': Provider(_torch_chunked, dict(Kd=3), _EVERY_CLASS, linear=True),
+    'linear, F.linear_cross_entropy, probabilities': Provider(partial(_torch_chunked, targets=_dense), _BLOCKED,
+                                                              _EVERY_CLASS, linear=True)}
+_OURS_LINEAR_CE = {
+    'linear, ours, cross-entropy, class ids': Provider(_linear_ce, dict(Kd=3), _EVERY_CLASS, linear=True),
+    'linear, ours, cross-entropy, eight classes': Provider(partial(_linear_ce, targets=_sparse), dict(Kd=3),
+                                                           _EVERY_CLASS, linear=True),
+    'linear, ours, cross-entropy, probabilities': Provider(partial(_linear_ce, targets=_dense), _BLOCKED, _EVERY_CLASS,
+                                                           linear=True),
+    'linear, ours, closed form': Provider(_linear_closed, dict(Kd=3), _EVERY_CLASS, linear=True)}
 _LINEAR = dict(numbers=dict(NM=5, Kd=2), operations=dict(NM=1, Kd=1), linear=True)
 _OURS_LINEAR = {
     'linear, ours, hard': Provider(_linear_hard, **_LINEAR),
@@ -212,10 +245,13 @@ _OURS_LINEAR = {
 _SPARSE = Provider(partial(_linear_mixed, sparse_grad=True), dict(NM=5, Nd=5, Kd=1), dict(NM=1), linear=True)
 
 PROVIDERS |= {
-    'linear, torch': Provider(_linear_torch, dict(NK=3, Kd=2), _EVERY_CLASS, linear=True),
+    'linear, torch': Provider(_linear_torch, _LOGITS, _EVERY_CLASS, linear=True),
+    'linear, torch, probabilities': Provider(partial(_linear_torch, targets=_dense), _PROBS, _EVERY_CLASS, linear=True),
     'linear, cut-cross-entropy': Provider(_cut, _TABLES, _EVERY_CLASS, True, 'cut_cross_entropy', needs_cuda=True),
+    'linear, cut-cross-entropy, compiled': Provider(partial(_cut, impl='torch_compile'), _LOGITS, _EVERY_CLASS, True,
+                                                    'cut_cross_entropy'),
     'linear, Liger': Provider(_liger, _TABLES, _EVERY_CLASS, True, 'liger_kernel', needs_cuda=True),
-    **_OURS_LINEAR, **_without_triton(_OURS_LINEAR),
+    **_CHUNKED, **_OURS_LINEAR_CE, **_OURS_LINEAR, **_without_triton(_OURS_LINEAR),
     'linear, ours, one lam, sparse gradient': _SPARSE}
 
 # %% ../../nbs/experiments/code/bench_forms.ipynb #9d4c0007

@@ -19,7 +19,7 @@ function that fails has its status, and no numbers.
 """
 
 # %% ../../nbs/experiments/code/bench_measure.ipynb #9d5c0004
-import gc, json, os, re, tempfile, timeit
+import gc, json, os, re, tempfile, time, timeit
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -85,20 +85,22 @@ def memory(call,         # function without arguments that returns tensors
 
 # %% ../../nbs/experiments/code/bench_measure.ipynb #9caefb2b
 _MOST_CALLS = 1000  # a turn: more do not move the quantiles
+TIMERS = 'events', 'graph', 'process'
 
 def durations(call,           # function without arguments
               device='cpu',   # 'cpu' | 'cuda'
               seconds=.1,     # to spend, about
-              timer='events', # on CUDA: 'events', or 'graph' replay
+              timer='events', # on CUDA: 'events', or 'graph' replay; on a CPU 'process': its time, not the clock's
              )->list:         # ms, one a call
     "How long a call takes, again and again. Raises ValueError for another timer."
-    if timer not in ('events', 'graph'): raise ValueError(f"timer must be 'events' or 'graph', got {timer!r}")
+    if timer not in TIMERS: raise ValueError(f"timer must be 'events', 'graph' or 'process', got {timer!r}")
     if device == 'cuda':
         from triton import testing
         bench = testing.do_bench if timer == 'events' else testing.do_bench_cudagraph
         return bench(call, rep=int(1000*seconds), return_mode='all')
-    first = timeit.timeit(call, number=1)
-    rest = timeit.repeat(call, number=1, repeat=min(_MOST_CALLS, int(seconds/first)))
+    clock = time.process_time if timer == 'process' else timeit.default_timer
+    first = timeit.timeit(call, number=1, timer=clock)
+    rest = timeit.repeat(call, number=1, timer=clock, repeat=min(_MOST_CALLS, int(seconds/max(first, 1e-6))))
     return [1000*t for t in rest or [first]]  # a call that is longer than `seconds` counts once
 
 # %% ../../nbs/experiments/code/bench_measure.ipynb #f9163a98
@@ -132,7 +134,7 @@ def measure(forwards:dict,   # name -> function without arguments
             device='cpu',    # 'cpu' | 'cuda'
             rounds=3,        # turns of each function
             seconds=.1,      # of timing a turn
-            timer='events',  # on CUDA: 'events' | 'graph'
+            timer='events',  # as for `durations`
             contexts=None,   # name -> context in which it is called
            )->dict:          # name -> status, and where it is 'ok' p20_ms, p50_ms, p80_ms, repeats, peak_mib, held_mib
     "Times and memory of functions that take turns. Raises ValueError for another mode or timer."

@@ -201,10 +201,11 @@ def _version():
 # %% ../../nbs/runs/cli.ipynb #263d51c2
 def main():
     "Entry point of the console script `softnce`."
+    if sys.argv[1:] == ['--version']: return print('softnce', _version())  # which needs none of what follows
     needed = 'typer', 'papermill', 'ipykernel', 'pandas', 'yaml'
     missing = [m for m in needed if not util.find_spec(m)]
     if missing:
-        sys.exit(f"softnce needs the notebook tools (missing: {', '.join(missing)}): pip install softnce[nbs]")
+        sys.exit(f"softnce needs the notebook tools (missing: {', '.join(missing)}): pip install 'softnce[nbs]'")
     import typer
     app = typer.Typer(
         no_args_is_help=True,

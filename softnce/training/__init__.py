@@ -13,6 +13,7 @@ __doc__ = """One loop for images, graphs and features, on one device or many.
     checkpoints  files, random states and stop signals, for a training that may be killed
     loop         `fit`
     nodes        the same on several GPUs or machines, from a notebook
+    tensors      batches of rows that are in memory
 
 >>> from softnce.training import TrainConfig, fit
 >>> TrainConfig(epochs=2).lr
@@ -24,4 +25,5 @@ from softnce import _lazy
 
 # %% ../../nbs/training/index.ipynb #37f13a1c
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "loop", "nodes")
+__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "loop", "nodes",
+                             "tensors")

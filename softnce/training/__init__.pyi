@@ -17,3 +17,5 @@ from . import nodes as nodes
 from .nodes import launch_nodes as launch_nodes
 from .nodes import ranks as ranks
 from .nodes import slurm_hosts as slurm_hosts
+from . import tensors as tensors
+from .tensors import TensorBatches as TensorBatches

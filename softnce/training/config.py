@@ -42,6 +42,7 @@ class TrainConfig:
     clip_norm:float|None = None  # largest norm of the gradient; None: no clipping
     ema:float|None = None        # decay of an average of the weights, which is then what is evaluated; None: no average
     accumulate:int = 1           # micro-batches a step: each batch of the loader is cut into so many
+    ranks:str = 'all'            # whose targets are candidates on several processes: of 'all', or of each its 'own'
     epsilon:float = 0.           # smoothing of the training targets, which the read-out `loss.probs` undoes
     precision:str = 'fp32'       # 'fp32', 'bf16' or 'fp16' (mixed)
     compile:bool = False         # torch.compile the model
@@ -66,6 +67,7 @@ class TrainConfig:
         self._check('ema', self.ema is None or 0 < self.ema < 1, "be in (0, 1) or None")
         self._check('clip_norm', self.clip_norm is None or self.clip_norm > 0, "be positive or None")
         self._check('schedule', self.schedule in ('step', 'epoch'), "be one of step, epoch")
+        self._check('ranks', self.ranks in ('own', 'all'), "be one of own, all")
         self._check('precision', self.precision in ('fp32', 'bf16', 'fp16'), "be one of fp32, bf16, fp16")
 
     def _check(self, name, holds, allowed, more=''):

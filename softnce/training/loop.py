@@ -37,6 +37,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from ..distributed import micro_batch_noise, rank_weight
 from ..losses import InfoNCE, SoftDistributionInfoNCE, sample_labels
+from ..noise import InBatch, NoiseSource
 from ..targets import set_value_checks
 from .checkpoints import StopRequested, generators_of, load_checkpoint, note_stop_signals
 from .checkpoints import rng_state, save_checkpoint, scoped_seed, set_rng_state
@@ -48,13 +49,14 @@ def micro_losses(loss:nn.Module, # of logits and targets
                  logits_of,      # micro-batch number -> its logits
                  targets,        # the targets of the whole step
                  slices:list,    # of rows, one a micro-batch
+                 ranks:str=None, # whose targets are candidates, 'own' or 'all'; None: as the loss's noise source says
                 ):               # yields the micro-batches' shares of the loss of the whole step
     "The loss of a step in micro-batches: their candidates are the targets of the whole step, which carry no gradient."
     contrastive = len(slices) > 1 and isinstance(loss, InfoNCE) # others see a row alone: shares add up as they are
     if contrastive and isinstance(loss, SoftDistributionInfoNCE): # one draw a row: its own label, and others' candidate
         targets = sample_labels(targets, loss.generator)
     micro = [targets[s] for s in slices]
-    sources = micro_batch_noise(micro, loss.noise_samples) if contrastive else [None]*len(micro)
+    sources = micro_batch_noise(micro, loss.noise_samples, ranks=ranks) if contrastive else [None]*len(micro)
     for j, (own, source) in enumerate(zip(micro, sources)):
         value = loss(logits_of(j), own, noise_samples=source) if contrastive else loss(logits_of(j), own)
         # a sum over rows is the sum of the micro-batches' sums; a mean is weighed by rows
@@ -79,7 +81,7 @@ def fit(model:nn.Module,    # inputs to logits
         job = _start(model, loss, train_loader, config, generators)
         _restore(job)
         while job.epoch < config.epochs:
-            train_loss = _train_epoch(job, train_loader, signals)
+            with _ranks_set(loss, config.ranks): train_loss = _train_epoch(job, train_loader, signals)
             with job.accelerator.autocast(): metrics = evaluate(job.evaluated_model, loss, eval_loader, config)
             _end_epoch(job, train_loss, metrics, on_epoch)
     if config.trackers: job.accelerator.end_training()
@@ -87,6 +89,32 @@ def fit(model:nn.Module,    # inputs to logits
     return job.history[-1]
 
 # %% ../../nbs/training/loop.ipynb #6bcaa4e8
+class _Beside(InBatch):
+    "Given noise targets beside those of the batch of all ranks."
+    def __init__(self, given):
+        super().__init__('all')
+        self.given = given
+    def draw(self, noise_probs): return self.given
+
+def _of_all_ranks(module, args, kwargs):
+    "A forward pre-hook: the source of a loss that has none."
+    if len(args) > 2 or kwargs.get('noise_samples') is not None: return None # that of a micro-batch
+    given = module.noise_samples
+    return args, kwargs | dict(noise_samples=InBatch('all') if given is None else _Beside(given))
+
+@contextmanager
+def _ranks_set(loss, ranks): # put back after: an evaluation may be one rank's alone
+    "Within it, every contrastive loss in `loss` compares with the targets of `ranks`."
+    held = [m.noise_samples for m in loss.modules() if isinstance(m, InfoNCE)]
+    before = [(source, source.ranks) for source in held if isinstance(source, NoiseSource)]
+    without = [m for m in loss.modules() if isinstance(m, InfoNCE) and not isinstance(m.noise_samples, NoiseSource)]
+    hooks = [m.register_forward_pre_hook(_of_all_ranks, with_kwargs=True) for m in without if ranks == 'all']
+    for source, _ in before: source.ranks = ranks
+    try: yield
+    finally:
+        for source, old in before: source.ranks = old
+        for hook in hooks: hook.remove()
+
 def _train_epoch(job, loader, signals):
     "The rest of the present epoch. Returns the mean loss over its rows, of all ranks."
     job.model.train()
@@ -142,7 +170,7 @@ def _backward(job, inputs, targets):
         nonlocal logits
         logits = _forward(job, pieces[j])
         return logits
-    for j, value in enumerate(micro_losses(job.loss, logits_of, targets, slices)):
+    for j, value in enumerate(micro_losses(job.loss, logits_of, targets, slices, job.config.ranks)):
         _check_finite(job, value, logits, pieces[j])
         last = j == len(slices)-1
         with nullcontext() if last else job.accelerator.no_sync(job.wrapped): # ranks exchange gradients once a step
@@ -240,7 +268,9 @@ def _start(model, loss, loader, config, generators):
     if rank: torch.manual_seed(config.seed+rank) # dropout differs between ranks
     wrapped, optimizer = accelerator.prepare(torch.compile(model) if config.compile else model, optimizer)
     settings = {k: v for k, v in asdict(config).items() if k not in _NO_EFFECT}
-    settings |= dict(batches=len(loader), ranks=accelerator.num_processes)
+    world = accelerator.num_processes
+    apart = world > 1 and config.ranks == 'own' # a checkpoint's `ranks` is their number, and how they train if apart
+    settings |= dict(batches=len(loader), ranks=f'{world} apart' if apart else world)
     if config.trackers: accelerator.init_trackers('softnce', config=settings)
     return _Job(config, accelerator, model, wrapped, loss, optimizer, average,
                 generators_of(loader, loss, generators), settings, len(loader))

@@ -5,9 +5,10 @@ import torch.autograd.forward_ad as fwd
 
 import literal_sums as o
 from literal_sums import F64, INF
-from softnce.contrast import set_backend
+from softnce.contrast import set_backend, sums
 from softnce.contrast.sums import (class_sums, class_sums_reference, product_sums, product_sums_reference, sparse_sums,
                                    sparse_sums_reference)
+from softnce.experiments.bench_measure import memory
 
 BACKENDS = 'torch', 'reference'
 
@@ -38,6 +39,24 @@ def test_class_sums(N, K, S, exponents, kind, backend):
                 o.assert_same(
                     lambda x: class_sums(x, **own, offset=offsets, exponents=exponents, log_eta=log_eta, scale=scale),
                     lambda x: o.sums_over_classes(x, literal, exponents, offsets, log_eta=log_eta, scale=scale), x)
+
+
+@pytest.mark.parametrize('piece', [1, 8, 10**6])
+def test_own_scores_of_dense_targets_a_few_rows_at_a_time(piece, monkeypatch):
+    "One row, one row of seven classes, all; also with a share of the mean score."
+    monkeypatch.setattr(sums, 'PIECE', piece)
+    x, probs, share = o.normal(5, 7), o.uniform(5, 7, seed=2), o.normal(5, seed=1)
+    literal = (probs + share[:, None]/7).tolist()
+    o.assert_same(lambda x: class_sums(x, None, None, probs=probs, share=share),
+                  lambda x: o.sums_over_classes(x, literal, (1.,), None), x)
+
+
+def test_dense_targets_take_no_block_of_their_own():
+    "Peak of value and gradient, N x K = 2 MiB of fp32: the gradient, a block at a time, and pieces of the products."
+    x, probs = torch.randn(64, 8192, requires_grad=True), torch.full((64, 8192), 1/8192)
+    def call(): return torch.autograd.grad(class_sums(x, None, None, probs=probs).sum(), x)
+    call()
+    assert memory(call)['peak_mib'] < 2.2
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

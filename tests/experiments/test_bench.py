@@ -19,6 +19,7 @@ from softnce.losses import soft_target_info_nce
 from softnce.targets import value_checks
 
 LEDGER = Path(__file__).resolve().parents[2]/'results'/'bench.csv'
+TIMERS = 'clock', 'process', 'events', 'graph'
 NUMBERS = ['p20_ms', 'p50_ms', 'p80_ms', 'peak_mib', 'held_mib', 'repeats']
 
 
@@ -82,6 +83,31 @@ def test_linear_providers_are_the_losses_of_the_logits():
         torch.testing.assert_close(PROVIDERS[name].build(p)(), value, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('kind,targets', [('class ids', lambda p: torch.eye(p.K, dtype=p.dtype)[p.labels]),
+                                          ('eight classes', None), ('probabilities', lambda p: p.dense_targets)])
+def test_linear_cross_entropies_are_those_of_the_logits(kind, targets):
+    "Ours and PyTorch's two, in float64, value and gradients, against the sum over classes written out."
+    p = Problem(6, 6, 9, d=3, dtype=torch.float64)
+    dense = p.sparse_targets.dense() if targets is None else targets(p)
+    wanted = -(dense*(p.embeddings @ p.weight.T).log_softmax(1)).sum()/6
+    gradients = torch.autograd.grad(wanted, p.leaves)
+    names = [n for n in available(linear=True) if n.endswith(kind) and 'cross-entropy' in n or
+             kind == 'class ids' and n in ('linear, torch', 'linear, F.linear_cross_entropy')]
+    if kind == 'probabilities': names.append('linear, torch, probabilities')
+    assert len(names) >= (1 if targets is None else 2)
+    for name in names:
+        torch.testing.assert_close(PROVIDERS[name].build(p)(), wanted, rtol=1e-12, atol=1e-12)
+        found = timed_call(PROVIDERS[name].build(p), p.leaves, 'both')()
+        torch.testing.assert_close(found, gradients, rtol=1e-11, atol=1e-11)
+
+
+def test_peers_of_linear_heads_are_listed_and_left_out_without_a_gpu_or_their_package(monkeypatch):
+    peers = {'linear, cut-cross-entropy', 'linear, Liger'}
+    assert peers < set(PROVIDERS) and not peers & set(available(linear=True))
+    monkeypatch.setattr(PROVIDERS['linear, cut-cross-entropy, compiled'], 'module', 'no_module_of_this_name')
+    assert 'linear, cut-cross-entropy, compiled' not in available(linear=True)
+
+
 def test_providers_that_need_a_gpu_or_a_missing_module_are_left_out(monkeypatch):
     assert not [n for n in available('cpu') if 'tf32' in n or 'Triton' in n]
     assert [n for n in available('cuda') if 'tf32' in n] and [n for n in available('cuda') if 'Triton' in n]
@@ -123,7 +149,9 @@ def test_counts_by_hand():
 
 @pytest.mark.parametrize('name', ['cross-entropy, class ids', 'cross-entropy, probabilities', 'published form',
                                   'matmul', 'timm SoftTargetCrossEntropy', 'the two products alone', 'ours, hard',
-                                  'ours, one lam', 'ours, lam per sample', 'ours, dense', 'ours, closed form'])
+                                  'ours, one lam', 'ours, lam per sample', 'ours, dense', 'ours, closed form',
+                                  'ours, cross-entropy, class ids', 'ours, cross-entropy, probabilities',
+                                  'ours, cross-entropy, one lam'])
 @pytest.mark.parametrize('n,m,k', [(128, 128, 100), (64, 512, 50)])
 def test_numbers_held_are_an_upper_bound(name, n, m, k):
     "What a size is skipped for is not less than what the provider takes, inputs included."
@@ -140,6 +168,13 @@ def test_times_are_in_milliseconds():
     times = durations(lambda: time.sleep(.002), seconds=.5)
     assert len(times) >= 2 and 2 <= min(times) < 200
     assert len(durations(lambda: time.sleep(.02), seconds=.001)) == 1  # a long call counts once
+
+
+def test_the_timer_of_the_process_counts_its_work_and_no_waiting():
+    def work(): sum(range(200_000))
+    asleep, busy = (durations(call, seconds=.05, timer='process') for call in (lambda: time.sleep(.01), work))
+    assert max(asleep) < 5 and min(busy) > .2
+    assert environment('cpu', 'process')['timer'] == 'process' and environment('cpu')['timer'] == 'clock'
 
 
 def test_measure_gives_quantiles_in_order_and_the_mode_that_was_asked_for():
@@ -180,7 +215,7 @@ def test_checks_are_off_while_measuring_and_on_again():
 @pytest.mark.parametrize('call,message', [
     (lambda: timed_call(None, [], 'train'), "mode must be one of forward, backward, both, got 'train'"),
     (lambda: measure({}, [], 'train'), "mode must be one of"),
-    (lambda: durations(lambda: 0, timer='sun'), "timer must be 'events' or 'graph', got 'sun'"),
+    (lambda: durations(lambda: 0, timer='sun'), "timer must be 'events', 'graph' or 'process', got 'sun'"),
 ])
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message): call()
@@ -317,7 +352,7 @@ def check_format(rows):
     "What every row of a ledger must be."
     for r in rows:
         assert list(r) == BENCH_COLUMNS
-        assert r['mode'] in MODES and r['device'] in ('cpu', 'cuda') and r['timer'] in ('clock', 'events', 'graph')
+        assert r['mode'] in MODES and r['device'] in ('cpu', 'cuda') and r['timer'] in TIMERS
         assert r['provider'] and r['card']
         assert all(int(r[k]) > 0 for k in ('N', 'M', 'K', 'threads'))
         assert int(r['M']) >= int(r['N']) and int(r['d']) >= 0

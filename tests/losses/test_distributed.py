@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from softnce.distributed import micro_batch_noise, rank_weight, targets_of_ranks
 from softnce.losses import (InfoNCE, SoftDistributionInfoNCE, SoftTargetInfoNCE, info_nce, linear_soft_target_info_nce,
@@ -42,10 +43,10 @@ def batch(step):
 
 EXTRA = {k: v[:4] for k, v in batch(77).items()}
 SOURCES = {
-    'batch': lambda rank: None,
-    'local': lambda rank: InBatch(local=True),
-    'queue': lambda rank: Queue(N + 5),  # cuts through a batch
-    'fresh': lambda rank: Fresh(4, .7, .1, generator=generator(rank)),
+    'batch': lambda rank: InBatch(ranks='all'),
+    'own': lambda rank: None,  # as everywhere, until all ranks are asked for
+    'queue': lambda rank: Queue(N + 5, ranks='all'),  # cuts through a batch
+    'fresh': lambda rank: Fresh(4, .7, .1, generator=generator(rank), ranks='all'),
     'closed form': lambda rank: ClosedForm(.7, .1),
     'extra ids': lambda rank: EXTRA['ids'],
     'extra dense': lambda rank: EXTRA['dense'],
@@ -83,13 +84,14 @@ def weights(): return torch.randn(D, K, generator=generator(1), dtype=torch.floa
 def rank_step(loss, kind, source, w, step, rank, slices):
     "The sum of the losses of a rank's micro-batches."
     b = batch(step)
-    sampled = loss is soft_distribution_info_nce
-    if len(slices) == 1 and loss not in WITHOUT_NOISE:
+    sampled, given = loss is soft_distribution_info_nce, isinstance(source, (torch.Tensor, SparseTargets))
+    if len(slices) == 1 and loss not in WITHOUT_NOISE and not given:
         return call(loss, b['x'][slices[0]], w, b[kind][slices[0]], source,
                     **(dict(generator=generator(rank, step, 0)) if sampled else {}))
     targets = [b[kind][rows] for rows in slices]
     if sampled: targets = [sample_labels(t, generator(rank, step, i)) for i, t in enumerate(targets)]
-    sources = [None]*len(slices) if loss in WITHOUT_NOISE else micro_batch_noise(targets, source)
+    ranks = 'all' if given else None  # else the source says
+    sources = [None]*len(slices) if loss in WITHOUT_NOISE else micro_batch_noise(targets, source, ranks=ranks)
     return sum(call(loss, b['x'][rows], w, t, s) for rows, t, s in zip(slices, targets, sources))
 
 
@@ -118,7 +120,7 @@ def of_rank(rank, parts, accumulate, name):
 
 def of_large_batch(parts, accumulate, name):
     everyone, found = [(r, rows_of(parts, r, accumulate)) for r in range(len(parts))], []
-    groups = [[r] for r in everyone] if name == 'local' else [everyone]  # a local batch is that of one rank
+    groups = [[r] for r in everyone] if name == 'own' else [everyone]
     for loss, kind in pairs(name):
         source, w = SOURCES[name](0), weights()
         for step in steps(name):
@@ -159,13 +161,13 @@ def test_naive_accumulation_is_another_loss(pool):
 
 
 def own_draws(rank):
-    return (Fresh(8, generator=generator(rank), local=True).draw(ETA).indices,
-            Fresh(8, generator=generator(rank)).draw(ETA).indices)
+    return (Fresh(8, generator=generator(rank)).draw(ETA).indices,
+            Fresh(8, generator=generator(rank), ranks='all').draw(ETA).indices)
 
 
-def test_fresh_draws_are_those_of_rank_zero_unless_local(pool):
-    (local0, shared0), (local1, shared1) = pool.run(2, own_draws)
-    assert torch.equal(shared0, local0) and torch.equal(shared1, local0) and not torch.equal(local1, local0)
+def test_fresh_draws_of_all_are_those_of_rank_zero(pool):
+    (own0, shared0), (own1, shared1) = pool.run(2, own_draws)
+    assert torch.equal(shared0, own0) and torch.equal(shared1, own0) and not torch.equal(own1, own0)
 
 
 # ---------------------------------------------------------------- the gather
@@ -215,7 +217,7 @@ def traffic(rank, even):
     sparse, result = smooth(mix(hard, .7), .1), {}
     for name, t in (('ids', hard.indices[:, 0]), ('sparse', sparse), ('dense', sparse.dense())):
         sent.clear()
-        micro_batch_noise([t[:100], t[100:]], even=even)
+        micro_batch_noise([t[:100], t[100:]], even=even, ranks='all')
         result[name] = list(sent)
     dist.all_gather = send
     return result
@@ -230,24 +232,12 @@ def test_sparse_targets_travel_as_ids_and_weights(pool, even):
 
 # ---------------------------------------------------------------- evaluation, modules, DDP
 
-def alone(rank):
-    "Rank 0 evaluates by itself; the others make no call."
-    if rank: return None
-    b, w = batch(0), weights()
-    rows, sources = slice(0, 4), [None, Queue(3), Fresh(4, generator=generator(5)), EXTRA['dense']]
-    with torch.no_grad(): return [call(soft_target_info_nce, b['x'][rows], w, b['dense'][rows], s) for s in sources]
-
-
-def test_without_gradients_a_rank_is_alone(pool):
-    assert_close(pool.run(2, alone, timeout=10)[0], alone(0), rtol=0, atol=1e-14)
-
-
 def a_rank_of_ddp(rank, parts, accumulate):
     "Three steps of SGD by the recipe of the notebook; the parameters and what the queue holds."
     torch.manual_seed(0)
     net = torch.nn.Linear(D, K).double()
     model = DistributedDataParallel(net) if dist.is_initialized() else net
-    loss = SoftTargetInfoNCE(noise_probs=ETA, noise_samples=Queue(N + 5))
+    loss = SoftTargetInfoNCE(noise_probs=ETA, noise_samples=Queue(N + 5, ranks='all'))
     optimizer = torch.optim.SGD(model.parameters(), .5)
     for step in range(3):
         b, slices = batch(step), rows_of(parts, rank, accumulate)
@@ -271,13 +261,13 @@ def test_ddp_takes_the_steps_of_one_process(pool, world, accumulate):
 
 
 def compiled(rank):
-    "A loss that is given its source compiles in one piece; one that gathers by itself with a break."
+    "A loss that exchanges nothing compiles in one piece; one that gathers by itself with a break."
     b, w, results = batch(rank), weights().detach(), []
     f = lambda x, t, source: soft_target_info_nce(x @ w, t, noise_probs=ETA, noise_samples=source)
     for kind in ('ids', 'dense', 'sparse'):
-        for source, whole in ((micro_batch_noise([b[kind]])[0], True),
-                              (micro_batch_noise([b[kind]], Queue(8))[0], True),
-                              (None, False), (Fresh(4, local=True), False)):
+        for source, whole in ((micro_batch_noise([b[kind]], ranks='all')[0], True),
+                              (micro_batch_noise([b[kind]], Queue(8, ranks='all'))[0], True), (None, True),
+                              (InBatch(ranks='all'), False), (Fresh(4), False)):
             x = b['x'].clone().requires_grad_()
             torch.manual_seed(1)
             expected = f(x, b[kind], source)
@@ -295,6 +285,140 @@ def test_compiled(pool):
         for value, expected, grad, expected_grad in results:
             assert_close(value, expected, rtol=0, atol=1e-12)
             assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+
+
+# ---------------------------------------------------------------- nothing is exchanged unless asked for
+
+LONE = {'batch': lambda: None, 'in-batch': InBatch, 'queue': lambda: Queue(3),
+        'fresh': lambda: Fresh(4, generator=generator(5)), 'closed form': ClosedForm, 'extra': lambda: EXTRA['dense']}
+
+
+def alone(rank, steps):
+    "Rank 0 trains, evaluates and accumulates by itself; the others make no call."
+    if rank: return None
+    b, found = batch(0), []
+    for source in (make() for make in LONE.values()):
+        for step in range(steps):
+            w = weights()
+            value = call(soft_target_info_nce, b['x'][:4], w, b['dense'][:4], source)
+            found += [value.detach(), torch.autograd.grad(value, w)[0]]
+            with torch.no_grad(): found.append(call(soft_target_info_nce, b['x'][:4], w, b['dense'][:4], source))
+        first, _ = micro_batch_noise(b['dense'][:4].split(2), source)
+        found.append(call(soft_target_info_nce, b['x'][:2], w, b['dense'][:2], first).detach())
+    return found
+
+
+def test_a_rank_may_call_a_loss_alone(pool):
+    assert_close(pool.run(2, alone, 2, timeout=5)[0], alone(0, 2), rtol=0, atol=1e-14)
+
+
+STEPS = 4, 2  # of each rank
+
+
+
+def joined(rank):
+    "SGD under `DDP.join` where rank 0 has two batches more than rank 1; the weights."
+    torch.manual_seed(0)
+    net, loss = torch.nn.Linear(D, K).double(), SoftTargetInfoNCE(noise_probs=ETA)
+    model = DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(model.parameters(), .5)
+    with model.join():
+        for step in range(STEPS[rank]):
+            b = batch(2*step + rank)
+            loss(model(b['x']), b['sparse']).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return net.weight.detach()
+
+
+def mean_over_ranks():
+    "The same in one process: each rank's gradient by itself, divided by the number of ranks at the start."
+    torch.manual_seed(0)
+    net, loss = torch.nn.Linear(D, K).double(), SoftTargetInfoNCE(noise_probs=ETA)
+    optimizer = torch.optim.SGD(net.parameters(), .5)
+    for step in range(max(STEPS)):
+        for b in [batch(2*step + rank) for rank in range(2) if step < STEPS[rank]]:
+            (loss(net(b['x']), b['sparse'])/2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net.weight.detach()
+
+
+def test_ranks_with_uneven_batches_join(pool):
+    for found in pool.run(2, joined, timeout=5): assert_close(found, mean_over_ranks(), rtol=0, atol=1e-12)
+
+
+def in_both_modes(rank, name):
+    "Losses of a rank's rows in training and in evaluation, each by a source that has seen nothing."
+    b, w = batch(0), weights()
+    rows, = rows_of(PARTS['2 uneven ranks'], rank, False)
+    def value(): return call(soft_target_info_nce, b['x'][rows], w, b['dense'][rows], SOURCES[name](rank)).detach()
+    with torch.no_grad(): evaluated = value()
+    return value(), evaluated
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_training_and_evaluation_are_on_one_scale(pool, source):
+    for trained, evaluated in pool.run(2, in_both_modes, source, timeout=5):
+        assert_close(trained, evaluated, rtol=0, atol=1e-14)
+
+
+def recomputed(rank, name, reentrant):
+    "Two steps whose loss is computed again in the backward pass, as activation checkpointing does; and without."
+    found = []
+    for again in (True, False):
+        source, rows = SOURCES[name](rank), rows_of(PARTS['2 uneven ranks'], rank, False)[0]
+        for step in range(2):
+            b, w = batch(step), weights()
+            def value(w): return call(soft_target_info_nce, b['x'][rows], w, b['dense'][rows], source)
+            loss = checkpoint(value, w, use_reentrant=reentrant) if again else value(w)
+            loss.backward()
+            found.append(torch.cat([loss.detach()[None], w.grad.flatten()]))
+    return found[:2], found[2:]
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+@pytest.mark.parametrize('source', ['batch', 'own', 'queue'])
+def test_a_loss_that_is_recomputed_has_the_same_candidates(pool, source, reentrant):
+    for again, once in pool.run(2, recomputed, source, reentrant, timeout=5):
+        assert_close(again, once, rtol=0, atol=1e-12)
+
+
+def other_kinds(rank):
+    "Class ids on one rank and probabilities on the other, in training and in evaluation."
+    b, said = batch(0), []
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded), pytest.raises(ValueError) as error:
+            call(soft_target_info_nce, b['x'], weights(), b['dense' if rank else 'varied'], InBatch(ranks='all'))
+        said.append(str(error.value))
+    return said
+
+
+def test_a_loss_of_all_ranks_names_other_kinds_on_every_rank(pool):
+    for said in pool.run(2, other_kinds, timeout=5):
+        assert len(said) == 2 and all('targets must be of one kind on all ranks' in s for s in said)
+
+
+def missed(rank):
+    "Rank 1 makes no call, and leaves: what rank 0 is told."
+    if rank: return []
+    b = batch(0)
+    with pytest.raises(RuntimeError) as error:
+        call(soft_target_info_nce, b['x'], weights(), b['dense'], InBatch(ranks='all'))
+    return error.value.__notes__
+
+
+def test_a_rank_that_does_not_come_is_explained(pool):
+    (note,), _ = pool.run(2, missed, timeout=5)
+    assert "every rank must make it, and as often as the others" in note and "ranks='own'" in note
+
+
+@pytest.mark.parametrize('make', [InBatch, lambda ranks: Queue(3, ranks=ranks), lambda ranks: Fresh(3, ranks=ranks),
+                                  lambda ranks: micro_batch_noise([torch.arange(3)], ranks=ranks)])
+def test_ranks_are_own_or_all(make):
+    for bad in ('local', True, 1):
+        with pytest.raises(ValueError, match=f"ranks must be 'own' or 'all', got {bad!r}"): make(bad)
+    for ranks in ('own', 'all'): make(ranks)
 
 
 # ---------------------------------------------------------------- errors

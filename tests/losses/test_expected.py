@@ -77,7 +77,7 @@ def queue():
 ALL = [[y] for y in range(K)]
 TWO = [list(y) for y in itertools.combinations_with_replacement(range(K), 2)]
 SOURCES = {  # a source, in the same state each time; what labels it can give; whether the other rows' join them
-    'batch': (lambda: None, [[]], True), 'in-batch': (lambda: InBatch(local=True), [[]], True),
+    'batch': (lambda: None, [[]], True), 'in-batch': (lambda: InBatch(ranks='own'), [[]], True),
     'ids': (lambda: torch.tensor([1, 3, 3]), [[1, 3, 3]], True), 'soft': (lambda: SOFT, TWO, True),
     'sparse': (lambda: SparseTargets(torch.tensor([[1, 2]]), o.simplex(1, 2, 2), .1, K), ALL, True),
     'queue': (queue, [[2, 3, 0]], True), 'fresh': (lambda: Fresh(2, generator=o.generator(3)), TWO, False),
@@ -484,9 +484,10 @@ def of_rank(rank, parts, kind, name):
     rows, w = slice(sum(parts[:rank]), sum(parts[:rank+1])), w.requires_grad_()
     t, labels = targets[kind][rows], labels_of(parts, kind)[rows]
     steps = [slice(i, i+2) for i in range(0, len(labels), 2)] if name == 'labels' else [slice(0, len(labels))]
-    source = {'batch': None, 'labels': None, 'extra': torch.tensor([1, 1]),
-              'fresh': Fresh(5, generator=o.generator(rank))}[name]
-    sources = micro_batch_noise([labels[s] for s in steps], source) if name == 'labels' else [source]
+    source = {'batch': InBatch(ranks='all'), 'labels': None, 'extra': torch.tensor([1, 1]),
+              'fresh': Fresh(5, generator=o.generator(rank), ranks='all')}[name]
+    sources = [source]
+    if name in ('labels', 'extra'): sources = micro_batch_noise([labels[s] for s in steps], source, ranks='all')
     value = sum(expected_info_nce(x[rows][s] @ w, t[s], noise_probs=ETA, noise_samples=q, reduction='sum',
                                   generator=o.generator(rank))
                 for s, q in zip(steps, sources))
@@ -537,7 +538,14 @@ def test_evaluation_leaves_a_queue_alone():
 
 
 def alone(rank):
-    with torch.no_grad(): return None if rank else expected_info_nce(o.logits(N, K), targets_of('ids')[0])
+    "In evaluation and in training."
+    if rank: return None
+    logits, t = o.logits(N, K), targets_of('ids')[0]
+    with torch.no_grad(): evaluated = expected_info_nce(logits, t)
+    return torch.stack([evaluated, expected_info_nce(logits, t).detach()])
 
 
-def test_without_gradients_a_rank_is_alone(pool): o.same(pool.run(2, alone, timeout=10)[0], alone(0))
+def test_a_rank_may_be_alone(pool):
+    found = pool.run(2, alone, timeout=5)[0]
+    o.same(found, alone(0))
+    o.same(found[0], found[1])

@@ -48,6 +48,19 @@ def targets_of(kind, K):
 KINDS = 'ids', 'dense', 'sparse', 'smoothed', 'varied'
 
 
+def test_the_weight_of_a_loss_reaches_its_gradients():
+    "Gradients are made with the value: weight 1 leaves them, another scales them, a graph that is kept has them again."
+    (t, _), (z, W, _) = targets_of('ids', 37), problem(37)
+    def backward(factor, times=1):
+        leaves = z.clone().requires_grad_(), W.clone().requires_grad_()
+        loss = factor*linear_soft_target_cross_entropy(*leaves, t)
+        for i in range(times): loss.backward(retain_graph=i < times - 1)
+        return [x.grad for x in leaves]
+    one = backward(1.)
+    for found, factor in ((backward(3.), 3), (backward(1., times=2), 2), (backward(2., times=3), 6), (backward(0.), 0)):
+        for f, g in zip(found, one): torch.testing.assert_close(f, factor*g, rtol=1e-14, atol=1e-15)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('reduction', ['none', 'mean', 'sum'])
 @pytest.mark.parametrize('K', [2, 37])

@@ -55,7 +55,7 @@ def test_missing_extra():
     code = "import sys; sys.modules.update(typer=None, papermill=None); from softnce.runs.cli import main; main()"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
-    assert 'missing: typer, papermill' in done.stderr and 'pip install softnce[nbs]' in done.stderr
+    assert 'missing: typer, papermill' in done.stderr and "pip install 'softnce[nbs]'" in done.stderr
 
 
 @pytest.mark.parametrize('args, message', [

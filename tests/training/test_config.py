@@ -15,6 +15,7 @@ from softnce.training.config import TrainConfig, cosine_lr, param_groups, scaled
     (dict(ema=1.), 'ema must be in'),
     (dict(clip_norm=0.), 'clip_norm must be positive'),
     (dict(schedule='linear'), "schedule must be one of step, epoch, got 'linear'"),
+    (dict(ranks='local'), "ranks must be one of own, all, got 'local'"),
     (dict(precision='fp8'), "precision must be one of fp32, bf16, fp16, got 'fp8'"),
 ])
 def test_settings_are_checked(change, message):

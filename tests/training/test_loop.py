@@ -9,12 +9,12 @@ from torch import nn
 from training_jobs import NOISE, job, weights
 
 from softnce.losses import NLL, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy, SoftTargetInfoNCE
-from softnce.noise import ClosedForm, Fresh, Queue
+from softnce.noise import ClosedForm, Fresh, InBatch, Queue
 from softnce.targets import SparseTargets, mix, smooth
 from softnce.training.checkpoints import StopRequested, load_checkpoint
 from softnce.training.config import TrainConfig, param_groups
 from softnce.training.evaluation import evaluate, predict
-from softnce.training.loop import fit, micro_losses
+from softnce.training.loop import _ranks_set, fit, micro_losses
 from softnce.training.nodes import launch_nodes, ranks
 from softnce.vision.batches import Batches, Mixing
 from softnce.vision.images import digits
@@ -254,7 +254,7 @@ class Plain(nn.Sequential): # no batch normalisation, which each rank would do o
     def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 10))
 
 
-def rank_job(source, folder, accumulate=1, stop=False, fail=False):
+def rank_job(source, folder, accumulate=1, stop=False, fail=False, ranks_of='all'):
     "What a rank does: float64, so that the ranks can be compared with one process."
     rank, world, _ = ranks('cpu')
     torch.manual_seed(0)
@@ -273,9 +273,56 @@ def rank_job(source, folder, accumulate=1, stop=False, fail=False):
         if model.training: steps.append(1)
         if len(steps) == 6 and model.training: os.kill(os.getpid(), signal.SIGUSR1)
     if stop and rank == 1: model.register_forward_hook(send)
-    config = TrainConfig(epochs=2, lr=.01, accumulate=accumulate, checkpoint_dir=folder, device='cpu')
+    config = TrainConfig(epochs=2, lr=.01, accumulate=accumulate, checkpoint_dir=folder, device='cpu', ranks=ranks_of)
     last = fit(model, loss, train, valid, config)
     return dict(last=last, weights=weights(model), logits=predict(model, valid)[0])
+
+
+class Sum(nn.Module):
+    "A contrastive loss within another."
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+    def forward(self, logits, targets): return self.loss(logits, targets) + logits.square().mean()
+
+
+def other(given): return SoftTargetInfoNCE(ETA, noise_samples=given)
+
+
+EXTRA = torch.eye(K, dtype=torch.float64)[:2]*.8 + .2/K
+SAYS_NOTHING = {
+    'in-batch': lambda: other(None), 'in-batch of its own': lambda: other(InBatch()), 'queue': lambda: other(Queue(9)),
+    'fresh': lambda: other(Fresh(7, generator=torch.Generator().manual_seed(4 + ranks('cpu')[0]))),
+    'closed form': lambda: other(ClosedForm()), 'ids': lambda: other(torch.tensor([1, 1, 4])),
+    'probabilities': lambda: other(EXTRA), 'within': lambda: Sum(other(None)), 'ids within': lambda: Sum(other(EXTRA)),
+    'drawn': lambda: SoftDistributionInfoNCE(ETA), 'cross-entropy': SoftTargetCrossEntropy}
+
+
+def losses_of_a_rank(rank, name, parts):
+    "Shares of the loss within a step of all ranks, and of this rank before and after it."
+    os.environ['RANK'] = str(rank)
+    g = torch.Generator().manual_seed(2)
+    logits, ids = torch.randn(N, K, generator=g, dtype=torch.float64), torch.randint(K, (N,), generator=g)
+    share = N//2 if torch.distributed.is_initialized() else N
+    loss, rows = SAYS_NOTHING[name](), slice(share*rank, share*(rank+1))
+    mine, t = logits[rows], ids[rows]
+    slices = [slice(i*len(t)//parts, (i+1)*len(t)//parts) for i in range(parts)]
+    with torch.no_grad(): before = loss(mine, t).item()
+    with _ranks_set(loss, 'all'):
+        value = sum(v.item() for v in micro_losses(loss, lambda j: mine[slices[j]], t, slices, 'all'))
+    if rank: return value, None, None # the other may now call it alone
+    with torch.no_grad(): return value, before, loss(mine, t).item()
+
+
+@pytest.mark.parametrize('parts', [1, 3])
+@pytest.mark.parametrize('name', SAYS_NOTHING)
+def test_a_step_compares_with_all_ranks_and_a_loss_outside_of_it_with_its_own(name, parts, pool):
+    if name in ('within', 'ids within') and parts > 1: pytest.skip('micro-batches are those of a loss that is given')
+    (first, before, after), (second, _, _) = pool.run(2, losses_of_a_rank, name, parts, timeout=5)
+    whole, alone, _ = losses_of_a_rank(0, name, 1)
+    assert (first + second)/2 == pytest.approx(whole, abs=1e-10)
+    if name not in ('queue', 'fresh'): assert before == after
+    if name not in ('closed form', 'fresh', 'cross-entropy'): assert before < alone - .1 # of fewer candidates
 
 
 class Fixed: # smoothing only: mixing partners depend on the rows a rank has
@@ -291,6 +338,17 @@ def test_two_ranks_train_the_network_of_one(source, accumulate, tmp_path):
     torch.testing.assert_close(two['weights'], one['weights'], rtol=0, atol=1e-7)
     torch.testing.assert_close(two['logits'], one['logits'], rtol=0, atol=1e-6)
     for k in ('train_loss', 'nll', 'top1'): assert two['last'][k] == pytest.approx(one['last'][k], abs=1e-7), k
+
+
+@pytest.mark.slow
+def test_ranks_may_train_each_with_its_own_candidates(tmp_path):
+    import test_loop
+    apart, _ = (launch_nodes(test_loop.rank_job, 'in_batch', str(tmp_path), ranks_of='own', processes=2)
+                for _ in range(2)) # the second has nothing to do
+    assert apart['last']['train_loss'] < rank_job('in_batch', None)['last']['train_loss'] - .1
+    assert load_checkpoint(tmp_path/'last.pt')['config']['ranks'] == '2 apart'
+    with pytest.raises(RuntimeError, match='ranks: 2 apart -> 2'):
+        launch_nodes(test_loop.rank_job, 'in_batch', str(tmp_path), processes=2)
 
 
 @pytest.mark.slow
