@@ -20,7 +20,8 @@ def random_frequencies(seed):
 def test_the_truth_by_bayes_rule(seed, least):
     frequencies = random_frequencies(seed)
     got = language_of_words(frequencies, least)
-    expected = sorted(w for w in set().union(*frequencies.values()) if sum(w in f for f in frequencies.values()) >= least)
+    words = set().union(*frequencies.values())
+    expected = sorted(w for w in words if sum(w in f for f in frequencies.values()) >= least)
     assert got.words == expected and got.languages == ['xx', 'yy', 'zz']
     for word, row in zip(got.words, got.probs.tolist()):
         joint = [frequencies[k].get(word, 0.) for k in got.languages]
