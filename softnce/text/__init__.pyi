@@ -11,7 +11,6 @@ from .definitions import ContextModel as ContextModel
 from .definitions import Contexts as Contexts
 from .definitions import Corpus as Corpus
 from .definitions import PARTS as PARTS
-from .definitions import WORD as WORD
 from .definitions import continuation_targets as continuation_targets
 from .definitions import corpus_of as corpus_of
 from .definitions import read_texts as read_texts
