@@ -3,7 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,graph,nbs,trackers,cluster,dev
+EXTRAS := train,graph,nbs,text,trackers,export,cluster,frameworks,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # two processes at a time: more threads than cores cost ten times the time
 export OMP_NUM_THREADS ?= 1
@@ -91,6 +91,7 @@ export: $(VENV)/.ready    ## notebooks -> softnce/, README.md; clean the noteboo
 	nbdev_export
 	nbdev_clean
 	python tools/readme.py
+	python tools/stubs.py
 
 clean:           ## remove what can be made again (runs/ and .venv stay)
 	rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis

@@ -33,4 +33,4 @@ def _lazy(package, *modules):
     return __getattr__, __dir__
 
 
-__getattr__, __dir__ = _lazy(__name__, "targets", "noise", "losses")  # the command line need not wait for torch
+__getattr__, __dir__ = _lazy(__name__, "sparse", "targets", "noise", "losses")  # the command line need not wait for torch

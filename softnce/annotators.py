@@ -29,7 +29,7 @@ The first suits items that people see differently, the second items with one rig
 import warnings
 from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,17 +95,18 @@ class Votes:
         return cls(item, annotator, _places(read[rest[1]], names, rest[1]), items, annotators, names)
 
     @classmethod
-    def from_arrays(cls, items, # `(R,)` of any kind, one entry for each vote
-                    annotators, # `(R,)`
-                    labels,     # `(R,)` class ids or names
-                    classes=None, # the names in order, or the number of class ids; None: those that occur
+    def from_arrays(cls, items:Any, # `(R,)` of any kind, one entry for each vote
+                    annotators:Any, # `(R,)`
+                    labels:Any, # `(R,)` class ids or names
+                    classes:Any=None, # the names in order, or the number of class ids; None: those that occur
                    )->'Votes':
         "Votes from three arrays. Raises ValueError naming the argument and the row."
         return cls._read({'items': items, 'annotators': annotators, 'labels': labels}, classes)
 
     @classmethod
-    def from_frame(cls, frame, item='item', annotator='annotator', label='label', # a DataFrame and its columns
-                   classes=None, # as in `from_arrays`; None: also the categories of a categorical column
+    def from_frame(cls, frame:Any, item:str='item', annotator:str='annotator',
+                   label:str='label', # a DataFrame and its columns
+                   classes:Any=None, # as in `from_arrays`; None: also the categories of a categorical column
                   )->'Votes':
         "Votes from a pandas DataFrame with a row for each vote. Raises ValueError naming the column and the row."
         for name in (item, annotator, label):
@@ -119,7 +120,7 @@ class Votes:
         counts = torch.zeros(len(self.items), len(self.classes), dtype=torch.long)
         return counts.index_put_((self.item, self.label), torch.tensor(1), accumulate=True)
 
-    def rows(self, items)->Tensor: # `(n,)`, to index counts and targets by
+    def rows(self, items:Any)->Tensor: # `(n,)`, to index counts and targets by
         "The places of items by name, in the order of a data set. Raises ValueError for an item without votes."
         items, voted = _column(items, 'items'), {name: n for n, name in enumerate(self.items)}
         for row, name in enumerate(items):
@@ -138,8 +139,8 @@ def _check_counts(counts, empty):
 
 # %% ../nbs/losses/annotators.ipynb #b32a13c2
 def vote_targets(counts:Tensor,       # `(N, K)` votes for each class, whole numbers or weights, not negative
-                 concentration=0.,    # c >= 0: how many votes the prior is worth; 0: shares
-                 prior:Tensor=None,   # `(K,)` pi; None: uniform
+                 concentration:float=0., # c >= 0: how many votes the prior is worth; 0: shares
+                 prior:Tensor|None=None, # `(K,)` pi; None: uniform
                 )->Tensor:            # `(N, K)` targets, rows sum to 1; of the default float type for whole numbers
     """Shares of the votes, or the posterior mean under a Dirichlet prior of weight `concentration`.
 
@@ -181,9 +182,9 @@ class DawidSkene(NamedTuple):
 
 # %% ../nbs/losses/annotators.ipynb #354dc1b9
 def dawid_skene(votes:Votes,       # every item has a vote
-                smoothing=0.,      # >= 0: votes added to every cell of the confusions; 0, the paper's, is too sure
-                tolerance=1e-8,    # largest change of a probability in the last step
-                max_steps=1000,    # of EM: some tables take 20, some 500
+                smoothing:float=0., # >= 0: votes added to every cell of the confusions; 0, the paper's, is too sure
+                tolerance:float=1e-8, # largest change of a probability in the last step
+                max_steps:int=1000, # of EM: some tables take 20, some 500
                )->DawidSkene:      # targets, prior, confusion, log_likelihood, steps
     """Posterior of each item's true class, with the annotators' errors estimated by EM (Dawid and Skene 1979).
 

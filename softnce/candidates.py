@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .distributed import targets_of_ranks
-from .noise import ClosedForm, InBatch, NoiseSource, join, world_size
+from .noise import ClosedForm, InBatch, NoiseSource, join, warn_alone, world_size
 from .targets import SparseTargets, Targets, check_targets, per_row, per_row_epsilon, sample_labels
 
 # %% ../nbs/losses/candidates.ipynb #1e8df43c
@@ -53,9 +53,9 @@ def parts_of(targets:Targets,  # SparseTargets, or `(N, K)` probabilities
     if isinstance(targets, Tensor): return Parts(None, None, None, targets)
     eps, weights = targets.epsilon, targets.weights
     if isinstance(eps, Tensor): weights = (1-per_row(eps))*weights
-    elif eps: weights = ((1-eps)*(weights[:1] if weights.stride(0) == 0 else weights)).expand(len(targets), -1)
+    elif eps: weights = ((1-eps)*(weights[:1] if weights.stride(0) == 0 else weights)).expand(targets.shape[0], -1)
     if not isinstance(eps, Tensor) and eps == cancels: return Parts(targets.indices, weights, None, None)
-    return Parts(targets.indices, weights, weights.new_zeros(len(targets)) + eps - cancels, None)
+    return Parts(targets.indices, weights, weights.new_zeros(targets.shape[0]) + eps - cancels, None)
 
 # %% ../nbs/losses/candidates.ipynb #fe8467a5
 class AllClasses(NamedTuple):
@@ -114,6 +114,7 @@ def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
     source, given = source_and_given(noise_samples)
     rows = [targets]*source.in_batch + others_of_ranks(source, targets) + (given or drawn_targets(source, noise_probs))
     rows = rows[:source.in_batch] + [checked_noise(r, noise_probs) for r in rows[source.in_batch:] if r is not None]
+    check_alone(source, rows)
     if isinstance(targets, SparseTargets) and all(isinstance(r, SparseTargets) for r in rows):
         return with_present(sparse_candidates(targets, rows, source.in_batch, count_classes), present)
     if rows and not source.in_batch and all(isinstance(r, SparseTargets) for r in rows):
@@ -147,6 +148,11 @@ def drawn_targets(source, noise_probs):
     "What a source draws, as a list."
     drawn = source.draw(noise_probs)
     return drawn if isinstance(drawn, list) else [drawn]
+
+def check_alone(source, rows):
+    "Warn, once, where the only candidate is the row itself; a queue fills."
+    if torch.compiler.is_compiling() or not isinstance(source, InBatch): return
+    if len(rows) == 1 and rows[0].shape[0] == 1: warn_alone()
 
 def checked_noise(noise, noise_probs):
     "Noise targets through the door."
@@ -211,6 +217,7 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
     rows = others_of_ranks(source, kept) + (given or drawn_targets(source, noise_probs))
     none = torch.zeros(0, dtype=torch.long, device=noise_probs.device)
     found = own + [labels(r) for r in rows if r is not None]
+    check_alone(source, found)
     return with_present(NoiseLabels(parts_of(targets), torch.cat([*found, none]), source.in_batch), present)
 
 def label_law(noise_probs, epsilon):

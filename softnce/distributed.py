@@ -178,8 +178,8 @@ def _noise_labels(rows, noise_probs, generator):
     "One label for each noise target of a step."
     return sample_labels(check_targets(rows, None, len(noise_probs), noise_probs, 'noise_samples'), generator)
 
-def _check_one_kind(step_targets):
-    if len({(type(t), t.shape[1:]) for t in step_targets}) == 1: return
+def _of_one_kind(step_targets):
+    if len({(type(t), t.shape[1:]) for t in step_targets}) == 1: return step_targets
     raise ValueError("step_targets must be targets of one kind, at least one, "
                      f"got shapes {[tuple(t.shape) for t in step_targets]}")
 
@@ -197,13 +197,12 @@ def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches
     With ranks='all' that is the global batch, and the call collective: every rank must have a micro-batch. Raises
     ValueError where `step_targets` is empty or of several kinds, and for bad ranks."""
     if ranks is not None: check_ranks(ranks)
-    step_targets = [kept_rows(t, ignore_index) for t in step_targets]
-    _check_one_kind(step_targets)
+    step_targets = _of_one_kind([kept_rows(t, ignore_index) for t in step_targets])
     if isinstance(noise_samples, ClosedForm): return [noise_samples]*len(step_targets)
     source, given = (noise_samples, None) if isinstance(noise_samples, NoiseSource) else (InBatch(), noise_samples)
     if isinstance(source, Fresh): source = _with_ranks(source, ranks)  # which exchanges draws, not rows
     with torch.no_grad(): own = join(step_targets)
-    if draw_labels and label_smoothing: own, label_smoothing = smooth(own, label_smoothing), 0.  # before a draw
+    if draw_labels: own, label_smoothing = smooth(own, label_smoothing) if label_smoothing else own, 0.
     labels = sample_labels(own, generator) if draw_labels and source.in_batch else own
     everywhere = source.in_batch and (ranks or source.ranks) == 'all'
     def parts_of_step(rows): return targets_of_ranks(rows, even) if everywhere else [rows]

@@ -265,6 +265,7 @@ from .read_outs import (MAX_LOOKS, READ_LATER, check_epsilon, check_kind, indepe
                                weighted_refusal)
 from .noise import ClosedForm, Fresh
 from .rows import check_class_weight, check_ignore_index, row_count
+from .sparse import shown
 from .targets import check_fraction, check_simplex
 
 # %% ../nbs/losses/modules.ipynb #0d586af0
@@ -305,15 +306,15 @@ class NLL(nn.Module):
         Raises ValueError naming the argument."""
         epsilon = self.smoothing(epsilon); check_kind(targets)
         return unsmooth(untilted(noise_scores(logits, None, self.temperature)[0].softmax(-1), self.weight), epsilon)
-    def smoothing(self, epsilon):
+    def smoothing(self, epsilon:float|None)->float:
         "That of the targets: what was said, or the module's own. Raises ValueError outside [0, 1)."
         epsilon = self.label_smoothing if epsilon is None else epsilon
         check_epsilon(epsilon)
         return epsilon
-    def extra_repr(self):
+    def extra_repr(self)->str:
         given = dict(weight=None if self.weight is None else f"{len(self.weight)} classes",
                      ignore_index=self.ignore_index, label_smoothing=self.label_smoothing or None)
-        return ", ".join([f"temperature={float(self.temperature)}", f"reduction={self.reduction!r}",
+        return ", ".join([f"temperature={shown(self.temperature)}", f"reduction={self.reduction!r}",
                           *(f"{k}={v}" for k, v in given.items() if v is not None)])
 
 class SoftTargetCrossEntropy(NLL):

@@ -25,17 +25,19 @@ tensor([0.6000, 0.3000, 0.1000])
 """
 
 # %% ../nbs/losses/noise.ipynb #5ac6cd4d
-import math
+import json, math, warnings
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, Distribution, constraints
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_leaves
 
 from .targets import (SparseTargets, Targets, check_counts, check_fraction, check_integer, check_labels,
-                             check_simplex, kind_of)
+                             check_simplex, has_values, kind_of)
 
 # %% ../nbs/losses/noise.ipynb #2a4a8d8b
 def uniform_noise(num_classes:int)->Tensor: # `(K,)`
@@ -46,6 +48,7 @@ def uniform_noise(num_classes:int)->Tensor: # `(K,)`
 # %% ../nbs/losses/noise.ipynb #fbe6c9d5
 def lift(probs, floor):
     "Raise what is below `floor` to it, and scale the rest down to sum one."
+    if not has_values(probs): return probs  # shapes only, on the meta device
     low = torch.zeros_like(probs, dtype=torch.bool)
     while True:  # scaling may push further classes below
         scaled = probs*(1-floor*low.sum())/probs[~low].sum()
@@ -84,16 +87,16 @@ def sparse_masses(targets):
     return hot + (len(t) - keep.sum())/t.num_classes
 
 # %% ../nbs/losses/noise.ipynb #76cd4a4d
-def empirical_noise(labels:Targets=None,  # of the training set: `(N,)` class ids, `(N, K)` probabilities, SparseTargets
-                    num_classes:int=None, # `K`; None: that of soft labels or of counts
-                    floor:float=None,     # smallest probability of a class; None: every class must be present
-                    *, counts:Tensor=None,# `(K,)` how often each class occurs, in place of labels
+def empirical_noise(labels:Targets|None=None, # of the training set: `(N,)` ids, `(N, K)` probabilities, SparseTargets
+                    num_classes:int|None=None, # `K`; None: that of soft labels or of counts
+                    floor:float|None=None, # smallest probability of a class; None: every class must be present
+                    *, counts:Tensor|None=None,# `(K,)` how often each class occurs, in place of labels
                    )->Tensor:             # `(K,)`
     """The mean target as a noise distribution: label frequencies, of class ids. Raises ValueError naming the argument,
     and the absent classes unless a floor is given."""
     masses = class_masses(labels, num_classes, counts)
     if floor is None:
-        absent = (masses == 0).nonzero().flatten().tolist()
+        absent = (masses == 0).nonzero().flatten().tolist() if has_values(masses) else []
         named, given = f"{absent[:10]}{'...' if len(absent) > 10 else ''}", 'labels' if counts is None else 'counts'
         if absent: raise ValueError(f"{given} must contain every class unless floor is given; absent: {named}")
         floor = 0.
@@ -103,7 +106,7 @@ def empirical_noise(labels:Targets=None,  # of the training set: `(N,)` class id
 def noise_of(noise_probs:Tensor|None, # `(K,)`; None: uniform
              num_classes:int,         # `K`
              like:Tensor,             # the logits
-            )->tuple:                 # eta `(K,)`, and its log, or None where it is uniform
+            )->tuple[Tensor, Tensor|None]: # eta `(K,)`, and its log, or None where it is uniform
     "The noise distribution in full precision, where the logits are. A constant log is None: every loss cancels it."
     dtype = torch.promote_types(like.dtype, torch.float32)
     if noise_probs is None:
@@ -150,7 +153,7 @@ class ContinuousCategorical(Distribution):
     """
     arg_constraints, support = {'probs': constraints.simplex}, constraints.simplex
     def __init__(self, probs:Tensor, # `(..., K)` positive parameters, summing to one
-                 validate_args=None):
+                 validate_args:bool|None=None):
         check_simplex(probs.reshape(-1, probs.shape[-1]), 'probs', positive=True)
         self.probs = probs/probs.sum(-1, keepdim=True)
         log_probs = self.probs.double().log()
@@ -176,7 +179,7 @@ class ContinuousCategorical(Distribution):
             repeated = (K*b[n] + x*repeated)/(n+K)
             total = total + repeated
         return (total/(K*sum(b))).to(self.probs)
-    def sample(self, sample_shape=torch.Size())->Tensor: # `(*sample_shape, ..., K)`
+    def sample(self, sample_shape:Any=torch.Size())->Tensor: # `(*sample_shape, ..., K)`
         "Exact samples: a mixture of Dirichlet distributions."
         with torch.no_grad():
             x = self._x.reshape(-1, self._x.shape[-1])
@@ -193,15 +196,15 @@ class NoiseSource:
     "Where the noise targets of a call come from. A source of your own derives from it."
     in_batch = False # the other rows' targets are candidates too
     ranks = 'own'    # with a process group: rows and draws of this rank, or of 'all' in a collective call
-    def push(self, targets:Targets):
+    def push(self, targets:Targets)->None:
         "See a batch's targets `(N, K)`, of `ranks`: called before `draw`, where gradients are recorded."
     def own(self, targets:Targets)->Targets:
         "The batch's own rows as noise of each other."
         return targets
-    def check_sampled(self, targets:Targets):
+    def check_sampled(self, targets:Targets)->None:
         "Raise ValueError where labels must have been drawn from the targets before this call; here they need not be."
     def draw(self, noise_probs:Tensor, # `(K,)`
-            )->Targets|list|None:      # targets `(M, K)`, a list of such, or None
+            )->Targets|list[Any]|None: # targets `(M, K)`, a list of such, or None
         "Noise targets beside the batch's."
         return None
 
@@ -219,6 +222,7 @@ class InBatch(NoiseSource):
 class Queue(nn.Module, NoiseSource):
     "Noise targets are the other rows' and those of the last `size` rows before. Raises ValueError for bad size, ranks."
     in_batch = True
+    device = 'cpu'  # of the state of an empty queue
     def __init__(self, size:int,      # rows kept from earlier calls
                  ranks:str='own'):    # with a process group: it takes in the rows of this rank, or of 'all' ranks
         super().__init__()
@@ -227,22 +231,40 @@ class Queue(nn.Module, NoiseSource):
         self.ranks = ranks
         self.size, self.targets, self.newest = size, None, 0  # newest: rows of the last batch
         watch_optimizers()
-    def push(self, targets:Targets):
+    def push(self, targets:Targets)->None:
         "Remember a batch's targets; the oldest leave. A batch that is called again in its step stays one batch."
         targets = targets.detach()
+        if targets.ndim > 1: self.check_classes(targets.shape[1])
         if self.targets is not None and repeats() and same_targets(self.targets[-self.newest:], targets): return
         earlier = [] if self.targets is None else [self.targets[-self.size:].to(targets.device)]
         self.targets, self.newest = join([*earlier, targets]), targets.shape[0]
     def draw(self, noise_probs:Tensor)->Targets|None:
         "The last `size` rows: before the newest batch in training, where it is the present one; else with it."
         if self.targets is None: return None
+        self.check_classes(noise_probs.shape[0])
         end = self.targets.shape[0] - self.newest*torch.is_grad_enabled()
         return self.targets[max(0, end-self.size):end].to(noise_probs.device) if end else None
-    def extra_repr(self): return str(self.size) + ", ranks='all'"*(self.ranks == 'all')
-    def get_extra_state(self): return None if self.targets is None else to_state(self.targets[-self.size:])
-    def set_extra_state(self, state):
-        self.targets = from_state(state)
-        self.newest = 0
+    def extra_repr(self)->str: return str(self.size) + ", ranks='all'"*(self.ranks == 'all')
+    def check_classes(self, num_classes:int)->None:
+        "Raise ValueError where the rows of the queue are over other classes; class ids do not say."
+        held = num_classes if self.targets is None or self.targets.ndim == 1 else self.targets.shape[1]
+        if held != num_classes:
+            raise ValueError(f"noise_samples must be a Queue over {num_classes} classes, got one with rows over {held} "
+                             "classes, from earlier calls or from a checkpoint")
+    def get_extra_state(self)->Tensor:
+        "The queue as bytes, one tensor: files of safetensors hold it, and `from_pretrained` gives it back."
+        return to_state(None if self.targets is None else self.targets[-self.size:], self.size, self.device)
+    def set_extra_state(self, state:Tensor|dict[str, Any]|None)->None:
+        "Raises ValueError unless the queue that was saved has this one's size and classes; older files say no size."
+        targets = from_state(state, self.size)
+        if targets is not None and targets.ndim > 1: self.check_classes(targets.shape[1])
+        self.targets, self.newest = targets, 0
+    def _apply(self, fn, recurse=True):
+        "What `to` calls: the rows move with the module."
+        held = self.targets is not None
+        self.device = fn(torch.empty(0, device=self.targets.device if held else self.device)).device
+        if held: self.targets = self.targets.to(self.device)
+        return super()._apply(fn, recurse)
 
 # %% ../nbs/losses/noise.ipynb #9408a3f9
 def join(batches):
@@ -265,12 +287,45 @@ def same_targets(a, b):
     if isinstance(a, Tensor): return torch.equal(a, b.to(a.device))
     return torch.equal(a.indices, b.indices) and torch.equal(a.weights, b.weights)
 
-def to_state(targets):
-    "Targets as plain tensors, which `torch.load(weights_only=True)` reads."
-    if not isinstance(targets, SparseTargets): return targets
-    return {name: getattr(targets, name) for name in ('indices', 'weights', 'epsilon', 'num_classes')}
+@cache
+def warn_alone():
+    "Say, once, that a row has nothing to be compared with."
+    warnings.warn("a batch of one row has no candidates but its own target: its loss is 0, without gradient. Give "
+                  "noise_samples=Queue(size), Fresh(size) or ClosedForm(), or those of a step's micro-batches by "
+                  "softnce.distributed.micro_batch_noise", stacklevel=2)
 
-def from_state(state): return SparseTargets(**state) if isinstance(state, dict) else state
+# %% ../nbs/losses/noise.ipynb #2e76d62f
+STATE = b'softnce.Queue '
+
+def to_state(targets, size, device):
+    "A queue as one tensor of bytes: a line of JSON and the bytes of its tensors."
+    sparse = isinstance(targets, SparseTargets)
+    parts = [] if targets is None else tree_leaves(targets)
+    about = dict(size=size, tensors=[[str(t.dtype).removeprefix('torch.'), list(t.shape)] for t in parts],
+                 sparse=[targets.epsilon if len(parts) == 2 else None, targets.num_classes] if sparse else None)
+    head = torch.tensor(list(STATE + json.dumps(about).encode() + b'\n'), dtype=torch.uint8, device='cpu')
+    where = parts[0].device if parts else device
+    return torch.cat([t.contiguous().flatten().view(torch.uint8).to(where) for t in (head, *parts)])
+
+def from_state(state, size):
+    "The targets of a state. Raises ValueError where it is that of a queue of another size."
+    if state is None or isinstance(state, Tensor) and not has_values(state): return None  # on the meta device
+    if isinstance(state, dict): return SparseTargets(**state)  # of older files, as what follows
+    if state.dtype != torch.uint8 or bytes(state[:len(STATE)].tolist()) != STATE: return state
+    end = state.tolist().index(ord('\n'))
+    about = json.loads(bytes(state[len(STATE):end].tolist()))
+    if about['size'] != size:
+        raise ValueError(f"size must be {about['size']} as of the queue that was saved, got {size}")
+    parts, start = [], end + 1
+    for name, shape in about['tensors']:
+        dtype = getattr(torch, name)
+        stop = start + math.prod(shape)*dtype.itemsize
+        parts.append(state[start:stop].clone().view(dtype).reshape(shape))
+        start = stop
+    if not parts: return None
+    if about['sparse'] is None: return parts[0]
+    number, num_classes = about['sparse']
+    return SparseTargets(*(parts if len(parts) == 3 else [*parts, number]), num_classes, validate=False)
 
 # %% ../nbs/losses/noise.ipynb #27077ca9
 _in_step = False  # inside `optimizer.step(closure)`
@@ -302,7 +357,7 @@ class Fresh(NoiseSource):
     def __init__(self, size:int,     # noise targets a call
                  lam:float=1.,       # weight of the first of two independent labels; 1: a single label
                  epsilon:float=0.,   # smoothing of the noise targets
-                 generator:torch.Generator=None, # on the device of the noise distribution
+                 generator:torch.Generator|None=None, # on the device of the noise distribution
                  ranks:str='own'):   # with a process group: a draw of this rank's own, or that of rank 0 on 'all'
         check_integer(size, 'size')
         check_fraction(lam, 'lam')
@@ -328,7 +383,7 @@ class ClosedForm(NoiseSource):
         check_fraction(lam, 'lam')
         check_fraction(epsilon, 'epsilon')
         self.lam, self.epsilon = lam, epsilon
-    def exponents(self)->list:
+    def exponents(self)->list[float]:
         "The t of the sums `Z(t)` whose logs are added."
         return [t for t in ((1-self.epsilon)*self.lam, (1-self.epsilon)*(1-self.lam)) if t > 0]
     def log_partition(self, scores:Tensor,   # `(N, K)`

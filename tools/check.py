@@ -8,6 +8,7 @@ import difflib, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import rules
+import stubs
 from common import ROOT, notebooks
 from readme import readme
 
@@ -17,7 +18,8 @@ SHOWN = 12  # findings of one rule that are shown
 
 def made_files(root):
     "The files that `make export` writes, by name, with their text."
-    paths = [*notebooks(root), *sorted((root/"softnce").rglob("*.py")), root/"pyproject.toml", root/"README.md"]
+    made = [p for end in ("*.py", "*.pyi") for p in sorted((root/"softnce").rglob(end))]
+    paths = [*notebooks(root), *made, root/"pyproject.toml", root/"README.md"]
     return {str(p.relative_to(root)): p.read_text(encoding="utf-8") for p in paths if p.exists()}
 
 
@@ -33,6 +35,7 @@ def remade_files(root):
         res = subprocess.run([sys.executable, "-c", REMAKE], cwd=tmp, capture_output=True, text=True)
         if res.returncode: sys.exit(f"the notebooks cannot be exported:\n{res.stderr.strip()}")
         (tmp/"README.md").write_text(readme(tmp), encoding="utf-8")
+        stubs.main(tmp)
         return made_files(tmp)
 
 

@@ -47,8 +47,9 @@ def infinite(rows):
     return rows.masked_fill(rows > 1e20, float('inf'))
 
 # %% ../../nbs/contrast/expected_sums.ipynb #c23c04d1
-def expected_sums_reference(logits, ids, weights, share=None, probs=None, offset=None, label=None, label_offset=None,
-                            log_eta=None, scale=1.):
+def expected_sums_reference(logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None=None,
+                            probs:Tensor|None=None, offset:Tensor|None=None, label:Tensor|None=None,
+                            label_offset:Tensor|None=None, log_eta:Tensor|None=None, scale:float=1.)->Tensor:
     "`expected_sums` as plain formulas."
     scores = centred(logits, log_eta, scale)
     _, log_z = log_noise(scores, offset, label, label_offset)
@@ -111,12 +112,12 @@ def expected_sums_op(logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:
 def expected_sums(logits:Tensor,            # `(N, K)`
                   ids:Tensor,               # `(N, S)` own classes; None if `probs` is given
                   weights:Tensor,           # `(N, S)` their weights, in full precision
-                  *, share:Tensor=None,     # `(N,)` of the target that is spread over all classes
-                  probs:Tensor=None,        # `(N, K)` dense own targets
+                  *, share:Tensor|None=None, # `(N,)` of the target that is spread over all classes
+                  probs:Tensor|None=None,   # `(N, K)` dense own targets
                   offset:Tensor,            # `(1, K)` log of how often a class is among the noise labels
-                  label:Tensor=None,        # `(N,)` a class in which a row has another count; None: in none
-                  label_offset:Tensor=None, # `(N,)` the log of that count
-                  log_eta:Tensor=None,      # `(K,)` log of the noise distribution; None: uniform, left out
+                  label:Tensor|None=None,   # `(N,)` a class in which a row has another count; None: in none
+                  label_offset:Tensor|None=None, # `(N,)` the log of that count
+                  log_eta:Tensor|None=None, # `(K,)` log of the noise distribution; None: uniform, left out
                   scale:float=1.,           # 1/tau
                  )->Tensor:                 # `(N,)`
     """Mean over the own class of log(1 + Z/exp s), Z the sum over noise labels. Raises ValueError naming the argument.

@@ -31,8 +31,11 @@ from .sums import class_block, class_sums_reference, subtract_own
 from ..targets import has_values
 
 # %% ../../nbs/contrast/linear_sums.ipynb #079b923d
-def linear_sums_reference(embeddings, weight, bias=None, ids=None, weights=None, share=None, probs=None, log_eta=None,
-                          offset=None, exponents=(1.,), row_weight=None, needs=7):
+def linear_sums_reference(embeddings:Tensor, weight:Tensor, bias:Tensor|None=None, ids:Tensor|None=None,
+                          weights:Tensor|None=None, share:Tensor|None=None, probs:Tensor|None=None,
+                          log_eta:Tensor|None=None,
+                          offset:Tensor|None=None, exponents:tuple[float, ...]|list[float]=(1.,),
+                          row_weight:Tensor|None=None, needs:int=7)->Tensor:
     "`linear_sums` as plain formulas, through all logits."
     rows = class_sums_reference(F.linear(embeddings, weight, bias), ids, weights, share, probs, offset, None, log_eta,
                                 exponents)
@@ -211,15 +214,15 @@ linear_sums_call = callable_sum(linear_sums_op, linear_sums_reference, linear_se
 # %% ../../nbs/contrast/linear_sums.ipynb #ecaa342b
 def linear_sums(embeddings:Tensor,        # `(N, d)`
                 weight:Tensor,            # `(K, d)`
-                bias:Tensor=None,         # `(K,)`; -inf where a class is masked
-                *, ids:Tensor=None,       # `(N, S)` own classes, unless `probs` is given
-                weights:Tensor=None,      # `(N, S)` their weights
-                share:Tensor=None,        # `(N,)` share of the mean score in the own score
-                probs:Tensor=None,        # `(N, K)` dense own targets
-                log_eta:Tensor=None,      # `(K,)` log of the noise distribution; None: uniform, left out
-                offset:Tensor=None,       # `(1 or T, K)` added to the scores inside the sums; None: 0
-                exponents=(1.,),          # t of each of T sums
-                row_weight:Tensor=None,   # `(N,)` what each row counts in the sum that is returned; None: rows are
+                bias:Tensor|None=None,    # `(K,)`; -inf where a class is masked
+                *, ids:Tensor|None=None,  # `(N, S)` own classes, unless `probs` is given
+                weights:Tensor|None=None, # `(N, S)` their weights
+                share:Tensor|None=None,   # `(N,)` share of the mean score in the own score
+                probs:Tensor|None=None,   # `(N, K)` dense own targets
+                log_eta:Tensor|None=None, # `(K,)` log of the noise distribution; None: uniform, left out
+                offset:Tensor|None=None,  # `(1 or T, K)` added to the scores inside the sums; None: 0
+                exponents:tuple[float, ...]|list[float]=(1.,), # t of each of T sums
+                row_weight:Tensor|None=None, # `(N,)` what each row counts in the sum that is returned; None: rows are
                )->Tensor:                 # `(N,)`, or the weighted sum
     """Log-sum-exps over the classes of a linear head minus the own score, without its logits.
 

@@ -114,7 +114,7 @@ def label_counts(labels, like, present=None):
     "How often each class is among the labels `(K,)`, those `present`; sums of ones, exact in any order to 2**24."
     one = torch.ones(1, dtype=in_full(like.dtype), device=labels.device)
     ones = one.expand(labels.shape[0]) if present is None else present.to(one)
-    return one.new_zeros(like.shape[1]).index_add_(0, labels, ones)
+    return one.new_zeros(like.shape[1]).index_add(0, labels, ones)  # not in place: for vmap
 
 SMALL = 2**20    # numbers, 4 MiB: up to here PyTorch's own took less time, up to a half; it holds three times as many
 WRITTEN = 2**18  # the same where probabilities have to be written out first, a fourth time as many

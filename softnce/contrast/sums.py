@@ -34,8 +34,10 @@ from .operators import (callable_sum, check_floats, check_rows, differentiable, 
                                         recorded, triton_for, weighted)
 
 # %% ../../nbs/contrast/sums.ipynb #718563ac
-def class_sums_reference(logits, ids, weights, share=None, probs=None, offset=None, own_offset=None, log_eta=None,
-                         exponents=(1.,), scale=1.):
+def class_sums_reference(logits:Tensor, ids:Tensor, weights:Tensor, share:Tensor|None=None,
+                         probs:Tensor|None=None, offset:Tensor|None=None, own_offset:Tensor|None=None,
+                         log_eta:Tensor|None=None,
+                         exponents:tuple[float, ...]|list[float]=(1.,), scale:float=1.)->Tensor:
     "`class_sums` as plain formulas."
     scores = centred(logits, log_eta, scale)
     own = own_score(scores, ids, weights, share, probs)
@@ -116,12 +118,12 @@ def class_sums_op(logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Ten
 def class_sums(logits:Tensor,          # `(N, K)`
                ids:Tensor,             # `(N, S)` own classes; None if `probs` is given
                weights:Tensor,         # `(N, S)` their weights, in full precision
-               *, share:Tensor=None,   # `(N,)` share of the mean score in the own score
-               probs:Tensor=None,      # `(N, K)` dense own targets
-               offset:Tensor=None,     # `(1 or T, K)` added to the scores inside the sums; None: 0
-               own_offset:Tensor=None, # `(N,)` in its place at the own class, of one class a row
-               log_eta:Tensor=None,    # `(K,)` log of the noise distribution; None: uniform, left out
-               exponents=(1.,),        # t of each of T sums
+               *, share:Tensor|None=None, # `(N,)` share of the mean score in the own score
+               probs:Tensor|None=None, # `(N, K)` dense own targets
+               offset:Tensor|None=None, # `(1 or T, K)` added to the scores inside the sums; None: 0
+               own_offset:Tensor|None=None, # `(N,)` in its place at the own class, of one class a row
+               log_eta:Tensor|None=None, # `(K,)` log of the noise distribution; None: uniform, left out
+               exponents:tuple[float, ...]|list[float]=(1.,), # t of each of T sums
                scale:float=1.,         # 1/tau
               )->Tensor:               # `(N,)`
     "Log-sum-exps over classes minus the own score."
@@ -136,8 +138,9 @@ def class_sums(logits:Tensor,          # `(N, K)`
     return class_sums_op(logits, ids, weights, share, probs, offset, own_offset, log_eta, list(exponents), float(scale))
 
 # %% ../../nbs/contrast/sums.ipynb #52f6d54a
-def sparse_sums_reference(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta=None, scale=1.,
-                          in_batch=True, one_weight=False, num_rows=0):
+def sparse_sums_reference(logits:Tensor, ids:Tensor, weights:Tensor, share:Tensor|None, own_ids:Tensor,
+                          own_weights:Tensor, own_share:Tensor|None, log_eta:Tensor|None=None, scale:float=1.,
+                          in_batch:bool=True, one_weight:bool=False, num_rows:int=0)->Tensor:
     "`sparse_sums` as plain formulas."
     scores = centred(logits, log_eta, scale)
     u = sum(scores[:, k]*w for k, w in zip(ids.T, weights.T))
@@ -253,13 +256,13 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
                 weights:Tensor,         # `(M, S)` their weights, in full precision
                 own_ids:Tensor,         # `(N, S)` own classes
                 own_weights:Tensor,     # `(N, S)` their weights
-                *, share:Tensor=None,   # `(M,)` share of the mean score in a candidate's; None: one for all
-                own_share:Tensor=None,  # `(N,)` the same of the own target
-                log_eta:Tensor=None,    # `(K,)` log of the noise distribution; None: uniform, left out
+                *, share:Tensor|None=None, # `(M,)` share of the mean score in a candidate's; None: one for all
+                own_share:Tensor|None=None, # `(N,)` the same of the own target
+                log_eta:Tensor|None=None, # `(K,)` log of the noise distribution; None: uniform, left out
                 scale:float=1.,         # 1/tau
-                in_batch=True,          # candidate i is row i's own, and is left out of its sum
-                one_weight=False,       # all candidates, and own targets in the batch, have the first one's weights
-                num_rows:int=None,      # rows at a time; None: as many as keep blocks of M x rows small
+                in_batch:bool=True,     # candidate i is row i's own, and is left out of its sum
+                one_weight:bool=False,  # all candidates, and own targets in the batch, have the first one's weights
+                num_rows:int|None=None, # rows at a time; None: as many as keep blocks of M x rows small
                )->Tensor:               # `(N,)`
     "Log-sum-exp over sparse candidates, without the own one, minus the own score."
     check_floats(logits, weights=weights, own_weights=own_weights, share=share, own_share=own_share, log_eta=log_eta)
@@ -272,7 +275,8 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
                           bool(one_weight), num_rows or 0)
 
 # %% ../../nbs/contrast/sums.ipynb #ff18285a
-def product_sums_reference(a, b, shift=None, log_eta=None, scale=1., in_batch=True, linear=True, num_rows=0):
+def product_sums_reference(a:Tensor, b:Tensor, shift:Tensor|None=None, log_eta:Tensor|None=None,
+                           scale:float=1., in_batch:bool=True, linear:bool=True, num_rows:int=0)->Tensor:
     "`product_sums` as plain formulas."
     u = (a if linear else centred(a, log_eta, scale)) @ b.T
     if shift is not None: u = u + shift
@@ -358,12 +362,12 @@ product_sums_call = callable_sum(product_sums_op, product_sums_reference, produc
 # %% ../../nbs/contrast/sums.ipynb #9e4a8ab1
 def product_sums(a:Tensor,           # `(N, d)` embeddings; or logits `(N, K)`, then not `linear`
                  b:Tensor,           # `(M, d)` candidates, in full precision
-                 shift:Tensor=None,  # `(M,)` added to a candidate's scores
-                 *, log_eta:Tensor=None, # `(K,)` log of the noise distribution; None: uniform, left out
+                 shift:Tensor|None=None, # `(M,)` added to a candidate's scores
+                 *, log_eta:Tensor|None=None, # `(K,)` log of the noise distribution; None: uniform, left out
                  scale:float=1.,     # 1/tau, of logits
-                 in_batch=True,      # candidate i is row i's own: left out of its sum, and its score is subtracted
-                 linear=True,        # `b` and `shift` may have a gradient; False: `a` are logits
-                 num_rows:int=None,  # rows at a time; None: as many as keep blocks of rows x M small
+                 in_batch:bool=True, # candidate i is row i's own: left out of its sum, and its score is subtracted
+                 linear:bool=True,   # `b` and `shift` may have a gradient; False: `a` are logits
+                 num_rows:int|None=None, # rows at a time; None: as many as keep blocks of rows x M small
                 )->Tensor:           # `(N,)`
     "Log-sum-exp over the products `a @ b.T + shift`, without the own one, minus the own one."
     check_floats(a, b=b, shift=shift)

@@ -24,6 +24,7 @@ import csv, gc, hashlib, os, platform, re
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -159,11 +160,11 @@ def complete(path, problem:Problem, names, modes, env:dict)->bool:
 
 # %% ../../nbs/experiments/code/bench.ipynb #6e7c7764
 def fill_ledger(problems:list,  # of `Problem`, small ones first; each is dropped when it is done
-                path,           # the ledger
-                modes=MODES,
-                fresh=False,    # measure again what the ledger has
-                timer='events', # as for `environment`
-                **how):         # `budget`, `limit`, `rounds`, `seconds`
+                path:Any,       # the ledger
+                modes:tuple=MODES,
+                fresh:bool=False, # measure again what the ledger has
+                timer:str='events', # as for `environment`
+                **how:Any)->None: # `budget`, `limit`, `rounds`, `seconds`
     "Measure all available providers at each size, and write the rows size by size; complete sizes are skipped."
     last = {}
     for i, p in enumerate(problems):

@@ -50,29 +50,30 @@ class Problem:
     dtype:torch.dtype = torch.float32
     lam:float = .3            # of the mixed targets
     epsilon:float = .1        # their smoothing
-    def stream(self, seed): # each input has a seed of its own
+    def stream(self, seed:int)->dict: # each input has a seed of its own
         return dict(generator=torch.Generator(self.device).manual_seed(seed), device=self.device)
-    def normal(self, seed, *shape): return torch.randn(shape, dtype=self.dtype, **self.stream(seed))
-    def accurate(self, x): return x if self.dtype == torch.float64 else x.float()  # probabilities are fp32 beside bf16
+    def normal(self, seed:int, *shape:int)->Tensor: return torch.randn(shape, dtype=self.dtype, **self.stream(seed))
+    def accurate(self, x:Tensor)->Tensor: # probabilities are fp32 beside bf16
+        return x if self.dtype == torch.float64 else x.float()
     @cached_property
-    def ids(self): return torch.randint(self.K, (self.M,), **self.stream(0))
+    def ids(self)->Tensor: return torch.randint(self.K, (self.M,), **self.stream(0))
     @cached_property
-    def logits(self): return self.normal(1, self.N, self.K).requires_grad_()
+    def logits(self)->Tensor: return self.normal(1, self.N, self.K).requires_grad_()
     @cached_property
-    def embeddings(self): return self.normal(2, self.N, self.d).requires_grad_()
+    def embeddings(self)->Tensor: return self.normal(2, self.N, self.d).requires_grad_()
     @cached_property
-    def weight(self): return self.normal(3, self.K, self.d).requires_grad_()
+    def weight(self)->Tensor: return self.normal(3, self.K, self.d).requires_grad_()
     @cached_property
-    def noise_probs(self): return self.accurate(self.normal(4, self.K)).softmax(0)
+    def noise_probs(self)->Tensor: return self.accurate(self.normal(4, self.K)).softmax(0)
     @cached_property
-    def dense_targets(self): # `(M, K)`, one lam
+    def dense_targets(self)->Tensor: # `(M, K)`, one lam
         return torch.cat([part.dense() for part in mixed_targets(self) if part is not None])
     @property
-    def leaves(self): return [self.embeddings, self.weight] if self.d else [self.logits]
+    def leaves(self)->list: return [self.embeddings, self.weight] if self.d else [self.logits]
     @property
-    def labels(self): return self.ids[:self.N]
+    def labels(self)->Tensor: return self.ids[:self.N]
     @cached_property
-    def sparse_targets(self): # eight classes a row
+    def sparse_targets(self)->SparseTargets: # eight classes a row
         classes = torch.randint(self.K, (self.N, 8), **self.stream(6))
         return SparseTargets(classes, self.accurate(self.normal(7, self.N, 8)).softmax(1), 0., self.K)
 

@@ -144,7 +144,7 @@ class ToyData:
 # %% ../../nbs/experiments/code/gmm.ipynb #9d0c0007
 def toy_data(alignment:float,          # percent
              seed:int=0,
-             construction='spherical', # one of CONSTRUCTIONS
+             construction:str='spherical', # one of CONSTRUCTIONS
              num_classes:int=20,       # K = d
              num_points:int=1600,      # as in the paper
              num_labels:int=32_000,    # as in the paper

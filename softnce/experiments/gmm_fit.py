@@ -24,6 +24,7 @@ training does, `fit_gmm` trains a list of them with early stopping.
 # %% ../../nbs/experiments/code/gmm_fit.ipynb #9d1c0004
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,12 +100,12 @@ class Setting:
             raise ValueError(f"schedule must be 'constant LR', 'cosine LR' or 'converged', got {self.schedule!r}")
 
     @property
-    def drawn(self): return self.candidates.isdigit()
+    def drawn(self)->bool: return self.candidates.isdigit()
 
     @property
-    def decays(self): return self.schedule.startswith('cosine')
+    def decays(self)->bool: return self.schedule.startswith('cosine')
 
-    def lr(self, epoch, decay):
+    def lr(self, epoch:int, decay:Any)->float:
         "Learning rate in an epoch: constant, or half a cosine down to zero over `decay` epochs."
         return float(self.schedule.split()[1])*(.5*(1 + math.cos(math.pi*epoch/decay)) if self.decays else 1.)
 

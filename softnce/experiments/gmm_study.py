@@ -26,6 +26,7 @@ rows that are there already are not made again.
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ from .gmm import ToyData, kl_error, newton, toy_data
 from .gmm_fit import NOISES, SCHEDULES, Setting, fit_gmm, noise_distribution, noise_table
 
 # %% ../../nbs/experiments/code/gmm_study.ipynb #9d2c0007
-def settings_grid(noises=NOISES,                                   # noise distributions of InfoNCE
-                  candidates=('in-batch', '2', '8', '64', '1023'), # 'in-batch', or numbers of drawn noise labels
-                  schedules=SCHEDULES,
+def settings_grid(noises:tuple=NOISES,                               # noise distributions of InfoNCE
+                  candidates:tuple=('in-batch', '2', '8', '64', '1023'), # 'in-batch', or numbers of drawn noise labels
+                  schedules:tuple=SCHEDULES,
                  )->list:                                          # of `Setting`
     "NLL, and InfoNCE with every noise distribution and source of candidates, at every schedule."
     pairs = [('NLL', '', '')] + [('InfoNCE', n, c) for c in candidates for n in noises]
@@ -103,10 +104,10 @@ def _unfinished(jobs, done):
 
 # %% ../../nbs/experiments/code/gmm_study.ipynb #9d2c000d
 def run_jobs(jobs:list,     # dicts of run_job's arguments
-             log,           # called with every finished row, in this process
-             done=(),       # rows already there: their settings are skipped
+             log:Any,       # called with every finished row, in this process
+             done:Any=(),   # rows already there: their settings are skipped
              workers:int=1, # processes of one thread each
-             **how):        # for every job
+             **how:Any)->Any: # for every job
     "Run jobs in order, several at a time, and hand over rows as they finish; a second call with `done` resumes."
     def log_all(rows):
         for row in rows: log(row)

@@ -28,6 +28,8 @@ and their z-scores. All transforms draw from torch's global generator, so that a
 
 # %% ../../nbs/graphs/augment.ipynb #178cb151
 # before torch_geometric, whose warnings it silences
+from typing import Any
+
 from .specimen import CLASSES, EDGE_FEATURES, NODE_FEATURES, TINY, columns
 from ..targets import SparseTargets, smooth
 import torch
@@ -39,8 +41,8 @@ from torch_geometric.utils import dropout_edge, mask_feature
 # %% ../../nbs/graphs/augment.ipynb #0df4b2fa
 class DropEdges(BaseTransform):
     "Remove each contact with probability `p`; both directions of an undirected graph together."
-    def __init__(self, p=.1): self.p = p
-    def forward(self, data):
+    def __init__(self, p:float=.1): self.p = p
+    def forward(self, data:Any)->Any:
         both = data.is_undirected()
         edge_index, kept = dropout_edge(data.edge_index, self.p, force_undirected=both)
         return data.update(dict(edge_index=edge_index, edge_attr=data.edge_attr[kept], edge_y=data.edge_y[kept]))
@@ -49,10 +51,10 @@ class AddEdges(BaseTransform):
     """Connect `ratio` times as many random pairs as there are contacts, each with the features of a random contact.
 
     A pair that is in contact, or drawn twice, is not added. ValueError for a negative ratio."""
-    def __init__(self, ratio=.1):
+    def __init__(self, ratio:float=.1):
         if ratio < 0: raise ValueError(f"ratio must not be negative, got {ratio}")
         self.ratio = ratio
-    def forward(self, data):
+    def forward(self, data:Any)->Any:
         n, (i, j), both = data.num_nodes, data.edge_index, data.is_undirected()
         a, b = torch.randint(n, (2, round(self.ratio*data.num_edges/(1+both)))).sort(0).values
         pair = (a*n + b)[a < b].unique() # a pair as one number
@@ -68,20 +70,20 @@ class AddEdges(BaseTransform):
 # %% ../../nbs/graphs/augment.ipynb #5bafffba
 class DropFeatures(BaseTransform):
     "Set each entry of the node features to zero with probability `p`."
-    def __init__(self, p=.1): self.p = p
-    def forward(self, data): return data.update(dict(x=mask_feature(data.x, self.p, mode='all')[0]))
+    def __init__(self, p:float=.1): self.p = p
+    def forward(self, data:Any)->Any: return data.update(dict(x=mask_feature(data.x, self.p, mode='all')[0]))
 
 class MaskColumns(BaseTransform):
     "Set each column of the node features to zero, for all nodes, with probability `p`."
-    def __init__(self, p=.1): self.p = p
-    def forward(self, data): return data.update(dict(x=mask_feature(data.x, self.p, mode='col')[0]))
+    def __init__(self, p:float=.1): self.p = p
+    def forward(self, data:Any)->Any: return data.update(dict(x=mask_feature(data.x, self.p, mode='col')[0]))
 
 class AddNoise(BaseTransform):
     "Add normal noise to node and edge features; ValueError for a negative deviation."
-    def __init__(self, sigma=.1):
+    def __init__(self, sigma:float=.1):
         if sigma < 0: raise ValueError(f"sigma must not be negative, got {sigma}")
         self.sigma = sigma
-    def forward(self, data):
+    def forward(self, data:Any)->Any:
         return data.update({k: data[k] + self.sigma*torch.randn_like(data[k]) for k in ('x', 'edge_attr')})
 
 # %% ../../nbs/graphs/augment.ipynb #a05b0bb3
@@ -110,8 +112,8 @@ def _turn_moments(moments, R): # of `_moments`: the mean turns, the mean square 
 # %% ../../nbs/graphs/augment.ipynb #f625950b
 class RandomBasis(BaseTransform):
     "Rotate the reference system and compute again the columns that depend on it; `rotation` None draws one."
-    def __init__(self, rotation=None): self.rotation = rotation
-    def forward(self, data):
+    def __init__(self, rotation:Any=None): self.rotation = rotation
+    def forward(self, data:Any)->Any:
         R = random_rotation() if self.rotation is None else self.rotation
         x, com = self._nodes(data, R)
         return data.update(dict(x=x.float(), edge_attr=self._edges(data, com @ R.T, R).float(),
@@ -146,9 +148,9 @@ class RandomBasis(BaseTransform):
         return e
 
 # %% ../../nbs/graphs/augment.ipynb #9ded4567
-def augment(p=.1,         # of the dropouts and the masks, and the ratio of added edges
-            sigma=.1,     # of the noise
-            basis=True,   # random basis transforms
+def augment(p:float=.1,   # of the dropouts and the masks, and the ratio of added edges
+            sigma:float=.1, # of the noise
+            basis:bool=True, # random basis transforms
            )->Compose:    # of a graph to a graph
     "The paper's six augmentations, in the order in which they make sense."
     first = [RandomBasis()] if basis else [] # it reads the columns as vectors: before the masks and the noise
@@ -160,17 +162,17 @@ class GraphBatches:
 
     ValueError if a training batch would be larger than the data."""
     def __init__(self,
-                 graphs,        # a data set, or a list of graphs
-                 batch_size=8,  # graphs a batch, the paper's number
-                 train=False,   # shuffled, without the last incomplete batch; else all in order
-                 epsilon=None,  # smoothing; None: class ids
+                 graphs:Any,    # a data set, or a list of graphs
+                 batch_size:int=8, # graphs a batch, the paper's number
+                 train:bool=False, # shuffled, without the last incomplete batch; else all in order
+                 epsilon:float|None=None, # smoothing; None: class ids
                 ):
         if train and batch_size > len(graphs):
             raise ValueError(f"batch_size must be at most the {len(graphs)} graphs of the data, got {batch_size}")
         self.loader, self.epsilon = DataLoader(graphs, batch_size, shuffle=train, drop_last=train), epsilon
     def __len__(self): return len(self.loader)
     def __iter__(self): return ((batch, self.targets(batch.y)) for batch in self.loader)
-    def targets(self, y): # `(N,)` class ids -> what the loss takes
+    def targets(self, y:Tensor)->Tensor|SparseTargets: # `(N,)` class ids -> what the loss takes
         "The targets of a batch."
         if self.epsilon is None: return y
         return smooth(SparseTargets(y[:, None], torch.ones(len(y), 1), num_classes=len(CLASSES)), self.epsilon)

@@ -33,10 +33,10 @@ from torch_geometric.nn import DeepGCNLayer, GCNConv, GENConv
 class GCN(nn.Module):
     "A two-layer graph convolutional network (Kipf and Welling 2017); node features only."
     def __init__(self,
-                 num_classes=len(CLASSES), # K
-                 hidden=128,      # width
-                 dropout=.5,      # after the first layer
-                 in_features=74): # columns of `x`
+                 num_classes:int=len(CLASSES), # K
+                 hidden:int=128,  # width
+                 dropout:float=.5, # after the first layer
+                 in_features:int=74): # columns of `x`
         super().__init__()
         self.first, self.second = GCNConv(in_features, hidden), GCNConv(hidden, num_classes)
         self.dropout = nn.Dropout(dropout)
@@ -51,13 +51,13 @@ class DeeperGCN(nn.Module):
 
     ValueError unless `depth` and `hidden` are positive."""
     def __init__(self,
-                 num_classes=len(CLASSES), # K
-                 depth=32,           # convolutions
-                 hidden=128,         # width
-                 dropout=.1,         # before every convolution but the first, and before the last linear map
-                 checkpointing=True, # recompute the layers in the backward pass
-                 in_features=74,     # columns of `x`
-                 edge_features=11):  # columns of `edge_attr`
+                 num_classes:int=len(CLASSES), # K
+                 depth:int=32,       # convolutions
+                 hidden:int=128,     # width
+                 dropout:float=.1,   # before every convolution but the first, and before the last linear map
+                 checkpointing:bool=True, # recompute the layers in the backward pass
+                 in_features:int=74, # columns of `x`
+                 edge_features:int=11): # columns of `edge_attr`
         super().__init__()
         for name, v in dict(depth=depth, hidden=hidden).items():
             if v < 1: raise ValueError(f"{name} must be at least 1, got {v}")

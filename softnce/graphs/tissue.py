@@ -28,6 +28,7 @@ says how losses compare on an imbalanced task of this kind, and nothing about th
 # %% ../../nbs/graphs/tissue.ipynb #0e1558a9
 import os
 from pathlib import Path
+from typing import Any
 import numpy as np
 from .celltype import FOLDS, RAW, STAGES, split_names
 
@@ -402,11 +403,11 @@ def _chosen(per_stage): # (number of the stage, its name, place in its list, sta
         yield from ((number, stage, place, stack) for place, stack in enumerate(stacks) if stack in taken)
 
 # %% ../../nbs/graphs/tissue.ipynb #715500a6
-def make_tissue(root,             # data root, as for `CellTypeGraph`
-                per_stage=None,   # specimens a stage, from each fold in turn; None: all, 84
-                cells=(60, 200),  # of the youngest and the oldest stage; real ovules have up to about 1,900
-                seed=0,           # of everything
-                **kw,             # arguments of `make_specimen`
+def make_tissue(root:Any,         # data root, as for `CellTypeGraph`
+                per_stage:int|None=None, # specimens a stage, from each fold in turn; None: all, 84
+                cells:tuple=(60, 200), # of the youngest and the oldest stage; real ovules have up to about 1,900
+                seed:int=0,       # of everything
+                **kw:Any,         # arguments of `make_specimen`
                )->list:           # paths
     """Synthetic specimens under the benchmark's names; a file that exists is kept. A note in `root` says what they are.
 

@@ -24,15 +24,16 @@ t intervals over seeds, the difference seed by seed. A ledger is a CSV file in `
 # %% ../../nbs/runs/ledgers.ipynb #80a553b4
 import io
 from pathlib import Path
+from typing import Any
 from .experiment import checkout
 from .run import write_atomically
 
 # %% ../../nbs/runs/ledgers.ipynb #9fd00a10
-def at_best_rate(rows,                       # a DataFrame of runs: split, seed, `rate` and `criterion`
+def at_best_rate(rows:Any,                   # a DataFrame of runs: split, seed, `rate` and `criterion`
                  by:list,                    # columns that tell settings apart
                  rate:str='lr',              # what is chosen
                  criterion:str='nll_fitted', # smaller is better, mean over the seeds that all rates of a setting have
-                ):                           # the rows of split 'test' at the chosen rates
+                )->Any:                      # the rows of split 'test' at the chosen rates
     """For every setting the rate with the best mean on split 'valid', and what it reached on split 'test'.
     ValueError if the rates of a setting share no seed."""
     chosen = {}
@@ -47,7 +48,7 @@ def at_best_rate(rows,                       # a DataFrame of runs: split, seed,
     return test[at_chosen].reset_index(drop=True)
 
 # %% ../../nbs/runs/ledgers.ipynb #ae74796f
-def half_width(values, # one number per seed
+def half_width(values:Any, # one number per seed
               )->float: # nan for a single one
     "Half of the 95 % t interval of a mean (Student 1908)."
     from scipy.stats import t
@@ -66,7 +67,7 @@ def _by_seed(rows, setting, column):
     return part
 
 # %% ../../nbs/runs/ledgers.ipynb #1ca839f8
-def difference(rows,     # a DataFrame with one row per seed in each setting
+def difference(rows:Any, # a DataFrame with one row per seed in each setting
                a:dict,   # column -> value of the one
                b:dict,   # and of the other
                column:str='top1', # what is compared
@@ -78,7 +79,7 @@ def difference(rows,     # a DataFrame with one row per seed in each setting
     return dict(points=d.mean(), half=half_width(list(d)), seeds=len(d))
 
 # %% ../../nbs/runs/ledgers.ipynb #10e0f1ad
-def as_text(values, # one number per seed, as fractions
+def as_text(values:Any, # one number per seed, as fractions
             scale:float=100., digits:int=1)->str:
     "Mean and half width in percent."
     values = [scale*v for v in values]
@@ -97,16 +98,16 @@ def ledger_path(name:str)->Path: # `results/<name>.csv` of the checkout; None wh
     return root/'results'/f'{name}.csv' if root else None
 
 # %% ../../nbs/runs/ledgers.ipynb #796d38dd
-def read_ledger(name:str): # DataFrame; None if there is no such ledger
+def read_ledger(name:str)->Any: # DataFrame; None if there is no such ledger
     "The rows of a ledger."
     import pandas as pd
     path = ledger_path(name)
     return pd.read_csv(path) if path and path.exists() else None
 
-def write_ledger(rows, # a DataFrame
+def write_ledger(rows:Any, # a DataFrame
                  name:str,
-                 columns:list=None, # that are kept; None: setting and measures of the image experiments
-                 key:list=None,     # that tell two rows apart; None: setting, seed and split
+                 columns:list|None=None, # that are kept; None: setting and measures of the image experiments
+                 key:list|None=None, # that tell two rows apart; None: setting, seed and split
                 )->Path:
     """Add rows to a ledger, in the place of those with the same key; sorted by it; written atomically.
     ValueError outside a checkout."""

@@ -24,6 +24,7 @@ one writer: True
 import errno, json, os, socket, threading, time, uuid
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from .run import short_path
 
 # %% ../../nbs/runs/locks.ipynb #d3b703ee
@@ -150,7 +151,7 @@ def _try_to_take(folder):
 @contextmanager
 def lock(folder:Path,      # a run directory
          wait:bool=False,  # wait until the lock is free
-        ):                 # what is held: `mine()`, `lost`, `on_lost`
+        )->Any:            # what is held: `mine()`, `lost`, `on_lost`
     "Hold the run's lock; RunLocked at once if another process does, unless `wait`."
     folder, told = Path(folder), False
     while True:

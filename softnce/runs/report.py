@@ -28,6 +28,7 @@ experiment that different code or data made are never mixed in it. `compare` put
 import os, platform, re, socket, subprocess, sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from .changes import maker, mixed
 from .experiment import UsageError, checkout
 from .run import Run, damaged, short_path
@@ -74,7 +75,7 @@ def _read_table(path):
     except ValueError as e: raise damaged(path, f'not CSV: {e}') from None # of pandas and of UTF-8
 
 # %% ../../nbs/runs/report.ipynb #431c40b1
-def show_report(run:Run):
+def show_report(run:Run)->None:
     "Print what a run has to show: its tables, or the metrics if there is none; its figures; its directory."
     import pandas as pd
     saved = run.saved()
@@ -123,7 +124,7 @@ def refuse_mixed(runs:list):
 # %% ../../nbs/runs/report.ipynb #8ba2009e
 def collect(root:str='runs',  # a folder of runs, of one experiment's runs, or one run
             mixed:bool=False, # also runs of different code or data: a column `made_by` tells them apart
-           ):                 # DataFrame: experiment, id, parameters, metrics; a row per row of `metrics.json`
+           )->Any:            # DataFrame: experiment, id, parameters, metrics; a row per row of `metrics.json`
     """Finished runs as one table; a parameter called like a metric becomes `param_<name>`.
     Unfinished runs are named on stderr. UsageError where there is no run at all, a file is damaged, or the runs of
     an experiment were made by different code or data."""
@@ -168,9 +169,9 @@ def _one_comparison(df, name, params, by, split):
     return df[columns].reset_index(drop=True), f"{name}: {how}{f', split {part}' if part is not None else ''}"
 
 # %% ../../nbs/runs/report.ipynb #b5b956cf
-def compare(root='runs',    # a folder of runs, of one experiment's runs
-            by:str=None,    # the metric that orders them; None: nll_fitted, nll, loss, top1, or the first there is
-            split:str=None, # the part that counts; None: valid where there is one
+def compare(root:Any='runs', # a folder of runs, of one experiment's runs
+            by:str|None=None, # the metric that orders them; None: nll_fitted, nll, loss, top1, or the first there is
+            split:str|None=None, # the part that counts; None: valid where there is one
            )->list:         # of `(DataFrame, how it is ordered)`, one an experiment
     "Finished runs, the best first, with the parameters that differ; UsageError for a metric or split they do not have."
     df = collect(root, mixed=True)

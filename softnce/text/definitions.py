@@ -25,7 +25,7 @@ torch.Size([9, 4])
 # %% ../../nbs/text/definitions.ipynb #ea662eee
 import re, zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from ..targets import SparseTargets
@@ -80,7 +80,7 @@ class Contexts(NamedTuple):
     words:Tensor      # `(T,)` ids
     text:Tensor       # `(T,)`
     @classmethod
-    def of(cls, corpus:Corpus, width:int=3): # words on each side
+    def of(cls, corpus:Corpus, width:int=3)->Any: # words on each side
         "All gaps of a corpus. Raises ValueError for a width below one."
         if width < 1: raise ValueError(f"width must be at least 1, got {width}")
         ids, text, none = corpus.ids, corpus.text, len(corpus.vocabulary)
@@ -91,7 +91,7 @@ class Contexts(NamedTuple):
             place = place.clamp(0, len(ids)-1)
             columns.append(torch.where(inside & (text[place] == text), ids[place], none))
         return cls(torch.stack(columns, 1), ids, text)
-    def take(self, rows:Tensor): # row numbers
+    def take(self, rows:Tensor)->Any: # row numbers
         "Some of the gaps."
         return Contexts(self.neighbours[rows], self.words[rows], self.text[rows])
     def rows_of_texts(self, texts:Tensor)->Tensor: # numbers of texts -> the gaps in them

@@ -66,8 +66,8 @@ def linear_scores(embeddings, label_embeddings, noise_probs, temperature):
 
 # %% ../../nbs/theory/gradients.ipynb #1fe79eb2
 def candidate_gradient(scores:Tensor,  # `(N, K)` scores s, l/tau - log eta
-                       candidates,     # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
-                       positives=None, # index of the positive: a number or `(N,)`; None: row i's is candidate i
+                       candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
+                       positives:int|Tensor|None=None, # its number, or `(N,)`; None: i for row i
                       )->Tensor:       # `(N, M)`, rows sum to 0
     """P - I: gradient of each row's loss, Eq. (19), with respect to its candidates' energies u.
 
@@ -77,8 +77,8 @@ def candidate_gradient(scores:Tensor,  # `(N, K)` scores s, l/tau - log eta
     return P - torch.nn.functional.one_hot(index, P.shape[1]).to(P)
 
 def score_gradient(scores:Tensor,  # `(N, K)` scores s, l/tau - log eta
-                   candidates,     # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
-                   positives=None, # index of the positive: a number or `(N,)`; None: row i's is candidate i
+                   candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
+                   positives:int|Tensor|None=None, # its number, or `(N,)`; None: i for row i
                   )->Tensor:       # `(N, K)`, rows sum to 0
     """q - alpha_k = (P - I) alpha: gradient of each row's loss, Eq. (19), with respect to its scores.
 
@@ -88,7 +88,7 @@ def score_gradient(scores:Tensor,  # `(N, K)` scores s, l/tau - log eta
 
 # %% ../../nbs/theory/gradients.ipynb #884db3f0
 def attraction_repulsion(scores:Tensor, # `(K,)` scores of one data point
-                         candidates,    # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
+                         candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
                          positive:int,  # k: which candidate is the positive, 0 <= k < M
                         )->tuple:       # two scalars, Eq. (20) and Eq. (21); their sum is the loss, Eq. (19)
     "The corrected pair of Eq. (20) and Eq. (21) for one tuple. Raises ValueError naming the argument."
@@ -104,10 +104,10 @@ def attraction_repulsion(scores:Tensor, # `(K,)` scores of one data point
 
 # %% ../../nbs/theory/gradients.ipynb #0582f16c
 def logit_gradient(logits:Tensor,           # `(N, K)`
-                   candidates,              # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
-                   positives=None,          # the positive's index: a number or `(N,)`; None: i for row i
-                   *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
-                   temperature=1.,          # tau > 0
+                   candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
+                   positives:int|Tensor|None=None, # its number, or `(N,)`; None: i for row i
+                   *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
+                   temperature:float|Tensor=1., # tau > 0
                   )->Tensor:                # `(N, K)`, rows sum to 0
     """(P - I) alpha / (N tau): gradient of the mean of Eq. (19) with respect to the logits.
 
@@ -118,10 +118,10 @@ def logit_gradient(logits:Tensor,           # `(N, K)`
 # %% ../../nbs/theory/gradients.ipynb #01eb685f
 def embedding_gradient(embeddings:Tensor,       # `(N, d)` z
                        label_embeddings:Tensor, # `(K, d)` y
-                       candidates,              # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
-                       positives=None,          # the positive's index: a number or `(N,)`; None: i for row i
-                       *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
-                       temperature=1.,          # tau > 0
+                       candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
+                       positives:int|Tensor|None=None, # its number, or `(N,)`; None: i for row i
+                       *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
+                       temperature:float|Tensor=1., # tau > 0
                       )->Tensor:                # `(N, d)`
     """Gradient of the mean loss with respect to z for scores z.y/tau - log eta, Eq. (22) and Eq. (23).
 
@@ -148,10 +148,10 @@ def normalization_gradient(gradient:Tensor,   # `(N, d)` gradient with respect t
 # %% ../../nbs/theory/gradients.ipynb #db349195
 def label_embedding_gradient(embeddings:Tensor,       # `(N, d)` z
                              label_embeddings:Tensor, # `(K, d)` y
-                             candidates,              # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
-                             positives=None,          # the positive's index: a number or `(N,)`; None: i for row i
-                             *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
-                             temperature=1.,          # tau > 0
+                             candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` ids or SparseTargets
+                             positives:int|Tensor|None=None, # its number, or `(N,)`; None: i for row i
+                             *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
+                             temperature:float|Tensor=1., # tau > 0
                             )->Tensor:                # `(K, d)`, columns sum to 0
     """Gradient of the mean loss with respect to y for scores z.y/tau - log eta; its lengths are Eq. (25).
 

@@ -40,7 +40,7 @@ from ..targets import check_fraction, check_simplex, checks_values
 # %% ../../nbs/theory/identities.ipynb #619342c3
 def smoothing_as_temperature(epsilon:float,           # smoothing, in [0, 1)
                              temperature:float=1.,    # tau of the smoothed loss
-                             noise_probs:Tensor=None, # `(K,)` eta of the smoothed loss; None: uniform
+                             noise_probs:Tensor|None=None, # `(K,)` eta of the smoothed loss; None: uniform
                             )->tuple:                 # temperature and noise_probs of the equal unsmoothed loss
     """tau/(1-eps) and eta^(1-eps), scaled to sum one: the constants that make smoothing unnecessary.
 
@@ -142,8 +142,8 @@ def _check_lams(lams, weights, like):
     return lams, weights
 
 def mixup_law(noise_probs:Tensor,  # `(K,)` marginal of the labels
-              lams,                # `(L,)` values of lambda
-              weights:Tensor=None, # `(L,)` their probabilities; None: equal
+              lams:Tensor,         # `(L,)` values of lambda
+              weights:Tensor|None=None, # `(L,)` their probabilities; None: equal
               epsilon:float=0.,    # smoothing
              )->tuple:             # targets `(L*K*K, K)` and their probabilities `(L*K*K,)`
     """Every mixture of two independent labels: the noise law of MixUp with lambda per sample, for `optimal_scores`.
@@ -158,8 +158,8 @@ def mixup_law(noise_probs:Tensor,  # `(K,)` marginal of the labels
 
 def mixup_probs(scores:Tensor,       # `(N, K)`
                 noise_probs:Tensor,  # `(K,)` marginal of the labels
-                lams,                # `(L,)` values of lambda among the candidates
-                weights:Tensor=None, # `(L,)` their probabilities; None: equal
+                lams:Tensor,         # `(L,)` values of lambda among the candidates
+                weights:Tensor|None=None, # `(L,)` their probabilities; None: equal
                 epsilon:float=0.,    # smoothing of all candidates
                )->Tensor:            # `(N, K)`
     """Mean target, before smoothing, that scores stand for where candidates are mixtures of two labels.

@@ -68,7 +68,7 @@ def conditional_entropy(joint:Tensor, # `(Z, K)` probabilities p(z, y), sum 1
 # %% ../../nbs/theory/information.ipynb #c66f243b
 def soft_joint(joint:Tensor,      # `(Z, K)` probabilities p(z, y), sum 1
                epsilon:float,     # weight of the noise, in [0, 1]
-               noise:Tensor=None, # `(K,)` distribution xi; None: the label marginal p(y)
+               noise:Tensor|None=None, # `(K,)` distribution xi; None: the label marginal p(y)
               )->Tensor:          # `(Z, K)`, float64
     """The joint with its labels smoothed, Eq. (33) with a general noise distribution.
 
@@ -83,7 +83,7 @@ def soft_joint(joint:Tensor,      # `(Z, K)` probabilities p(z, y), sum 1
 
 def soft_conditional_entropy(joint:Tensor,      # `(Z, K)` probabilities p(z, y), sum 1
                              epsilon:float,     # weight of the noise, in [0, 1]
-                             noise:Tensor=None, # `(K,)` distribution xi; None: the label marginal p(y)
+                             noise:Tensor|None=None, # `(K,)` distribution xi; None: the label marginal p(y)
                             )->Tensor:          # a scalar, float64, nats
     "H_eps(Y|Z), Eqs. (17) and (50). Raises ValueError as `soft_joint` does."
     return conditional_entropy(soft_joint(joint, epsilon, noise))
@@ -124,7 +124,7 @@ def density_ratio(soft, negatives):
 def optimal_info_nce(joint:Tensor,          # `(Z, K)` probabilities p(z, y), sum 1
                      epsilon:float,         # smoothing of the positives with p(y), in [0, 1]
                      num_noise:int,         # noise labels `N`; candidates are `N+1`
-                     negatives:Tensor=None, # `(K,)` noise distribution eta of the negatives, positive; None: p(y)
+                     negatives:Tensor|None=None, # `(K,)` noise distribution eta of the negatives, positive; None: p(y)
                     )->Tensor:              # a scalar, float64, nats
     """The smallest population loss of soft distribution InfoNCE, Eq. (30), over all critics: exact, by enumeration.
 
@@ -141,10 +141,10 @@ def optimal_info_nce(joint:Tensor,          # `(Z, K)` probabilities p(z, y), su
     return critic_loss(density_ratio(soft, negatives), soft, negatives, num_noise)
 
 # %% ../../nbs/theory/information.ipynb #81932434
-def info_nce_bound(loss,             # mean InfoNCE loss: a number or a tensor
+def info_nce_bound(loss:float|Tensor, # mean InfoNCE loss: a number or a tensor
                    num_noise:int,    # noise labels `N` per positive; in a batch of `B`: `B-1`
                    as_printed:bool=False, # the paper's constant log N, valid but never tight, instead of log(N+1)
-                  ):                 # log(N+1) - loss, nats
+                  )->float|Tensor:   # log(N+1) - loss, nats
     """Lower bound on the mutual information, Eqs. (15) and (18) with the tight constant log(N+1).
 
     Raises ValueError if num_noise < 1."""
@@ -154,7 +154,7 @@ def info_nce_bound(loss,             # mean InfoNCE loss: a number or a tensor
 # %% ../../nbs/theory/information.ipynb #6ee0edbc
 def soft_information(joint:Tensor,      # `(Z, K)` probabilities p(z, y), sum 1
                      epsilon:float,     # weight of the noise, in [0, 1]
-                     noise:Tensor=None, # `(K,)` distribution xi; None: the label marginal p(y)
+                     noise:Tensor|None=None, # `(K,)` distribution xi; None: the label marginal p(y)
                     )->Tensor:          # a scalar, float64, nats
     """The left side of Eq. (18), I(Z;Y) + H(Y|Z) - H_eps(Y|Z).
 

@@ -42,7 +42,7 @@ def _compositions(total, parts):
 
 def vote_law(probs:Tensor,        # `(X, K)` p(k|x) of every input
              num_votes:int,       # V >= 1 votes on each
-             weights:Tensor=None, # `(X,)` probabilities of the inputs; None: equal
+             weights:Tensor|None=None, # `(X,)` probabilities of the inputs; None: equal
             )->tuple:             # targets `(A, K)`, every average of V votes, and their probabilities `(A,)`
     """The law of averages of V votes over a population of inputs: the noise law for `optimal_scores`.
 

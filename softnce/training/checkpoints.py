@@ -27,6 +27,7 @@ True
 import hashlib, os, pickle, random, re, shutil, signal, threading, warnings, zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 
@@ -65,8 +66,8 @@ def _also_as(path, other):
 
 # %% ../../nbs/training/checkpoints.ipynb #79987377
 def save_checkpoint(state:dict, # tensors, numbers, strings, lists and dicts
-                    path,       # file
-                   ):
+                    path:Any,   # file
+                   )->None:
     """Write `state` and its checksum to a temporary name beside `path`, then rename: no reader ever sees half a file.
     What was there is kept as `<name>.before`. OSError with the path where the disk is full."""
     path = Path(path)
@@ -114,7 +115,7 @@ def _set_aside(path):
     return aside
 
 # %% ../../nbs/training/checkpoints.ipynb #9d3eb5c5
-def load_checkpoint(path):
+def load_checkpoint(path:Any)->dict:
     """The state at `path` on the CPU, loaded without running code; None if there is no such file.
     A damaged file is set aside with a warning, and the one before takes its place; None if there is none."""
     path = Path(path)
@@ -166,7 +167,7 @@ class StopRequested(Exception):
     """SIGTERM or SIGUSR1 came: the step is finished, the checkpoint written, and the same call goes on from it.
 
     `signals` names what this process got itself; another rank may have got one."""
-    def __init__(self, text, signals=()):
+    def __init__(self, text:str, signals:Any=()):
         super().__init__(text)
         self.signals = tuple(signals)
 

@@ -22,11 +22,12 @@ that a signal killed; StopRequested follows a stop signal, when every rank has w
 import os, pickle, signal, socket, subprocess, sys, tempfile, threading, time, traceback
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 import torch
 from .checkpoints import STOP_SIGNALS, StopRequested
 
 # %% ../../nbs/training/nodes.ipynb #295af95b
-def ranks(device='auto')->tuple: # rank, number of ranks, device
+def ranks(device:Any='auto')->tuple: # rank, number of ranks, device
     "This process among those of `launch_nodes` or torchrun, and its device: a GPU where there is one, unless 'cpu'."
     names = dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0) # a process that nobody launched is the only one
     rank, world, local = (int(os.environ.get(name, alone)) for name, alone in names.items())
@@ -94,7 +95,7 @@ def _note_signal(folder, error):
     (folder/f'killed-{rank}').write_text(f'rank {rank} was killed by {failure.signal_name()}; {why}')
 
 # %% ../../nbs/training/nodes.ipynb #625d80f1
-def slurm_hosts(nodes:int=None, # so many of them; None: all
+def slurm_hosts(nodes:int|None=None, # so many of them; None: all
                )->list:         # names of the nodes of this Slurm job, or of this machine alone
     "The machines of this job, the present one first. ValueError if it has fewer than `nodes`."
     listed, hosts = os.environ.get('SLURM_JOB_NODELIST'), [socket.gethostname()]
@@ -188,11 +189,11 @@ def _last_words(folder, failed):
     return '\n'.join(f"machine {m} ended with exit code {code}: {end_of_log(m)}" for m, code in failed.items())
 
 # %% ../../nbs/training/nodes.ipynb #8ab781c4
-def launch_nodes(function, *args, processes:int=1, # of each machine, one a GPU
-                 hosts:list=None,  # machines, this one first; None: those of the Slurm job, or this one
-                 folder=None,      # one that all machines see, such as the run's directory; needed for several
-                 start=_srun,      # host -> command that runs what follows there
-                 **kwargs):        # what the first rank's call returns
+def launch_nodes(function:Any, *args:Any, processes:int=1, # of each machine, one a GPU
+                 hosts:list|None=None, # machines, this one first; None: those of the Slurm job, or this one
+                 folder:Any=None,  # one that all machines see, such as the run's directory; needed for several
+                 start:Any=_srun,  # host -> command that runs what follows there
+                 **kwargs:Any)->Any: # what the first rank's call returns
     """Call a function of an importable module in so many processes of every machine.
 
     RuntimeError with the traceback if any rank fails; StopRequested after a stop signal."""

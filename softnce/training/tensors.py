@@ -22,6 +22,8 @@ goes on with the same rows. Targets are class ids, probabilities or SparseTarget
 """
 
 # %% ../../nbs/training/tensors.ipynb #d561d9db
+from typing import Any
+
 import torch
 from torch import Tensor
 from ..targets import Targets
@@ -47,7 +49,7 @@ class TensorBatches:
     def __len__(self):
         whole, rest = divmod(len(self.inputs), self.batch_size)
         return whole if self.train else whole + (rest > 0)
-    def seek(self, epoch:int, batch:int=0):
+    def seek(self, epoch:int, batch:int=0)->Any:
         "The next iteration starts at this batch of this epoch."
         self.epoch, self.first = epoch, batch
     def order(self, epoch:int)->Tensor: # `(N,)` row numbers

@@ -23,14 +23,16 @@ def build(tree):
     cmd = [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', 'out']
     done = subprocess.run(cmd, cwd=tree, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+    assert (tree/'out'/'softnce'/'py.typed').exists() and (tree/'out'/'softnce'/'__init__.pyi').exists()
     return {p.name for p in (tree/'out'/'softnce'/'experiments').iterdir()}
 
 
 def test_a_build_has_the_modules_and_the_experiments_of_now(tree):
     pytest.importorskip('setuptools')
-    modules = {p.name for p in (tree/'softnce'/'experiments').glob('*.py')}
+    modules = {p.name for p in (tree/'softnce'/'experiments').glob('*.py*')}  # and the stub
     notebooks = {p.name for p in (tree/'nbs'/'experiments').glob('*.ipynb')}
-    assert {'__init__.py', 'gmm.py', 'bench.py'} <= modules and {'gmm.ipynb', 'digits.ipynb'} <= notebooks
+    assert {'__init__.py', '__init__.pyi', 'gmm.py', 'bench.py'} <= modules
+    assert {'gmm.ipynb', 'digits.ipynb'} <= notebooks
     assert build(tree) == modules | notebooks
     (tree/'nbs'/'experiments'/'digits.ipynb').rename(tree/'nbs'/'experiments'/'figures.ipynb')
     assert build(tree) == modules | notebooks - {'digits.ipynb'} | {'figures.ipynb'}

@@ -381,7 +381,7 @@ def test_nothing_is_larger_than_the_logits(name, dtype):
 # ---------------------------------------------------------------- settings of a thread
 def test_settings_belong_to_a_thread():
     from softnce.contrast import operators
-    from softnce.targets import _value_checks
+    from softnce.sparse import _value_checks
     seen, meet = {}, threading.Barrier(2)
     def work(name, enabled, backend):
         with set_value_checks(enabled), set_backend(backend):

@@ -1,0 +1,25 @@
+"""What contrast offers, for type checkers. Made by tools/stubs.py from the modules; do not edit."""
+from . import scores as scores
+from .scores import LinearScores as LinearScores
+from .scores import Logits as Logits
+from .scores import ROUTES as ROUTES
+from .scores import contrast as contrast
+from .scores import logit_scores as logit_scores
+from .scores import noise_scores as noise_scores
+from .scores import position_posterior as position_posterior
+from .scores import written_out as written_out
+from . import operators as operators
+from .operators import BACKENDS as BACKENDS
+from .operators import set_backend as set_backend
+from . import sums as sums
+from .sums import class_sums as class_sums
+from .sums import class_sums_reference as class_sums_reference
+from .sums import product_sums as product_sums
+from .sums import product_sums_reference as product_sums_reference
+from .sums import sparse_sums as sparse_sums
+from .sums import sparse_sums_reference as sparse_sums_reference
+from . import expected_sums as expected_sums
+from .expected_sums import expected_sums_reference as expected_sums_reference
+from . import linear_sums as linear_sums
+from .linear_sums import linear_sums_reference as linear_sums_reference
+from . import layout as layout

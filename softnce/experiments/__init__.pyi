@@ -1,0 +1,25 @@
+"""What experiments offers, for type checkers. Made by tools/stubs.py from the modules; do not edit."""
+from . import gmm as gmm
+from .gmm import conditional as conditional
+from .gmm import efficient_floor as efficient_floor
+from .gmm import toy_data as toy_data
+from . import gmm_fit as gmm_fit
+from .gmm_fit import NOISES as NOISES
+from .gmm_fit import SCHEDULES as SCHEDULES
+from .gmm_fit import Setting as Setting
+from . import gmm_study as gmm_study
+from .gmm_study import GMM_ERRORS as GMM_ERRORS
+from .gmm_study import GMM_KEY as GMM_KEY
+from .gmm_study import run_jobs as run_jobs
+from .gmm_study import settings_grid as settings_grid
+from . import imbalance as imbalance
+from .imbalance import posterior as posterior
+from . import bench_forms as bench_forms
+from .bench_forms import PROVIDERS as PROVIDERS
+from .bench_forms import Problem as Problem
+from . import bench_measure as bench_measure
+from .bench_measure import MODES as MODES
+from . import bench as bench
+from .bench import BENCH_COLUMNS as BENCH_COLUMNS
+from .bench import BENCH_VERSIONS as BENCH_VERSIONS
+from .bench import fill_ledger as fill_ledger

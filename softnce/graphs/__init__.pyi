@@ -1,0 +1,25 @@
+"""What graphs offers, for type checkers. Made by tools/stubs.py from the modules; do not edit."""
+from . import files as files
+from . import specimen as specimen
+from .specimen import CLASSES as CLASSES
+from .specimen import EDGE_FEATURES as EDGE_FEATURES
+from .specimen import NODE_FEATURES as NODE_FEATURES
+from .specimen import read_specimen as read_specimen
+from . import celltype as celltype
+from .celltype import CellTypeGraph as CellTypeGraph
+from .celltype import download_ovules as download_ovules
+from .celltype import evaluate_graphs as evaluate_graphs
+from .celltype import evaluate_specimens as evaluate_specimens
+from . import tissue as tissue
+from .tissue import make_tissue as make_tissue
+from . import models as models
+from .models import DeeperGCN as DeeperGCN
+from .models import GCN as GCN
+from . import augment as augment
+from .augment import AddEdges as AddEdges
+from .augment import AddNoise as AddNoise
+from .augment import DropEdges as DropEdges
+from .augment import DropFeatures as DropFeatures
+from .augment import GraphBatches as GraphBatches
+from .augment import MaskColumns as MaskColumns
+from .augment import RandomBasis as RandomBasis

@@ -1,0 +1,27 @@
+"""What theory offers, for type checkers. Made by tools/stubs.py from the modules; do not edit."""
+from . import gradients as gradients
+from .gradients import attraction_repulsion as attraction_repulsion
+from .gradients import candidate_gradient as candidate_gradient
+from .gradients import embedding_gradient as embedding_gradient
+from .gradients import label_embedding_gradient as label_embedding_gradient
+from .gradients import logit_gradient as logit_gradient
+from .gradients import normalization_gradient as normalization_gradient
+from .gradients import score_gradient as score_gradient
+from . import information as information
+from .information import conditional_entropy as conditional_entropy
+from .information import info_nce_bound as info_nce_bound
+from .information import mutual_information as mutual_information
+from .information import optimal_info_nce as optimal_info_nce
+from .information import soft_conditional_entropy as soft_conditional_entropy
+from .information import soft_information as soft_information
+from .information import soft_joint as soft_joint
+from . import identities as identities
+from .identities import expected_target as expected_target
+from .identities import log_pair_partition as log_pair_partition
+from .identities import mixup_law as mixup_law
+from .identities import mixup_probs as mixup_probs
+from .identities import optimal_scores as optimal_scores
+from .identities import smoothing_as_temperature as smoothing_as_temperature
+from . import soft_labels as soft_labels
+from .soft_labels import departure as departure
+from .soft_labels import vote_law as vote_law
