@@ -122,7 +122,7 @@ def class_gaps(probs, labels, num_bins):
 
 # %% ../nbs/losses/calibration.ipynb #bdf71777
 def reliability(probs:Tensor,    # `(N, K)` probabilities
-                labels,          # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                 num_bins:int=15, # bins of equal width on [0, 1]; 15 is customary
                )->Reliability:   # confidence, accuracy and count per bin
     """Mean confidence and accuracy of the rows in each confidence bin; the accuracy of a row is its label's mass there.
@@ -132,14 +132,14 @@ def reliability(probs:Tensor,    # `(N, K)` probabilities
 
 # %% ../nbs/losses/calibration.ipynb #6e9cbfff
 def expected_calibration_error(probs:Tensor,    # `(N, K)` probabilities
-                               labels,          # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                               labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                                num_bins:int=15, # bins of equal width on [0, 1]
                               )->float:         # in [0, 1]
     "ECE of the top prediction (Guo et al. 2017). Raises ValueError as `reliability` does."
     return mean_gap(reliability(probs, labels, num_bins))
 
 def classwise_calibration_error(probs:Tensor,    # `(N, K)` probabilities
-                                labels,          # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                                labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                                 num_bins:int=15, # bins of equal width on [0, 1]
                                )->float:         # in [0, 2/K]
     "Classwise ECE, the mean over classes (Kull et al. 2019). Raises ValueError as `reliability` does."
@@ -157,8 +157,8 @@ def _checked_votes(num_votes, probs):
 def calibrated_floor(probs:Tensor,    # `(N, K)` probabilities
                      num_bins:int=15, # bins of equal width on [0, 1]
                      draws:int=100,   # sets of labels drawn: the floor then has a tenth of one ECE's scatter
-                     generator:torch.Generator=None, # source of the draws; None: torch's global one
-                     num_votes=1,     # votes that a label is the average of, or `(N,)` of them; 1: class ids
+                     generator:torch.Generator|None=None, # source of the draws; None: torch's global one
+                     num_votes:int|Tensor=1, # votes that a label is the average of, or `(N,)` of them; 1: class ids
                     )->float:         # mean ECE of the draws
     "The ECE that these probabilities show on as many rows when they are exactly right. Raises ValueError as they do."
     votes = _checked_votes(num_votes, probs)
@@ -203,7 +203,7 @@ def correlation(a, b):
 
 # %% ../nbs/losses/calibration.ipynb #2d395d18
 def brier_score(probs:Tensor,  # `(N, K)` probabilities
-                labels,        # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                )->float:       # in [0, 2]
     """Mean squared distance of the probabilities from the labels (Brier 1950), summed over classes.
 
@@ -211,33 +211,33 @@ def brier_score(probs:Tensor,  # `(N, K)` probabilities
     return squared_distances(*checked(probs, labels)).mean().item()
 
 def negative_log_likelihood(probs:Tensor, # `(N, K)` probabilities
-                            labels,       # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                            labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                            )->float:      # nats; infinite where a class of the label has probability 0
     "Mean of -sum_k q_k log p_k: the cross-entropy, for distributions. Raises ValueError as `reliability` does."
     return log_losses(*checked(probs, labels)).mean().item()
 
 # %% ../nbs/losses/calibration.ipynb #4d6cf966
 def kl_divergence(probs:Tensor, # `(N, K)` probabilities
-                  labels,       # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                  labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                  )->float:      # nats, not negative; the negative log-likelihood for class ids
     "Mean KL(q || p) of the labels q from the probabilities p. Raises ValueError as `reliability` does."
     return divergences(*checked(probs, labels)).mean().item()
 
 def total_variation(probs:Tensor, # `(N, K)` probabilities
-                    labels,       # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                    labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                    )->float:      # in [0, 1]; 1 - the mean probability of the label for class ids
     "Mean total variation distance between probabilities and labels. Raises ValueError as `reliability` does."
     return variations(*checked(probs, labels)).mean().item()
 
 # %% ../nbs/losses/calibration.ipynb #242079ac
 def expected_accuracy(probs:Tensor, # `(N, K)` probabilities
-                      labels,       # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                      labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
                      )->float:      # in [0, 1]
     "Mean mass of the labels at the predictions; the accuracy for class ids. Raises ValueError as `reliability` does."
     return confidence_and_mass(*checked(probs, labels))[1].mean().item()
 
 def entropy_correlation(probs:Tensor, # `(N, K)` probabilities
-                        labels,       # `(N, K)` distributions or SparseTargets
+                        labels:Tensor|SparseTargets, # `(N, K)` distributions or SparseTargets
                        )->float:      # Pearson's, in [-1, 1]; nan where either entropy is the same in all rows
     "Correlation over rows of the entropies of probabilities and labels. Raises ValueError as `reliability` does."
     return correlation(*entropies(*checked(probs, labels)))
@@ -260,7 +260,7 @@ def _vote_shares(p, votes):
 
 # %% ../nbs/losses/calibration.ipynb #b2b64695
 def vote_floor(probs:Tensor, # `(N, K)` the distributions that votes are drawn from
-               num_votes,    # V >= 1: a number, or `(N,)` one for each row
+               num_votes:int|Tensor, # V >= 1: a number, or `(N,)` one for each row
               )->VoteFloor:  # negative_log_likelihood, kl_divergence, brier_score and total_variation
     """The best scores that can be expected against averages of V votes: those of the true distributions, exactly.
 
@@ -308,8 +308,8 @@ def _checked_logits(logits, labels):
 
 # %% ../nbs/losses/calibration.ipynb #fa0eab74
 def fit_temperature(logits:Tensor,  # `(N, K)` logits, or log-probabilities
-                    labels,         # `(N,)` class ids, `(N, K)` distributions or SparseTargets
-                    bounds:tuple=(.01, 100.), # smallest and largest temperature; beyond, the fault is another one
+                    labels:Tensor|SparseTargets, # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+                    bounds:tuple[float, float]=(.01, 100.), # smallest and largest; beyond, the fault is another one
                    )->float:        # T of softmax(logits/T)
     """Temperature that minimises the NLL of `softmax(logits/T)`, to float64 precision.
 

@@ -101,11 +101,11 @@ class NoiseLabels(NamedTuple):
 
 # %% ../nbs/losses/candidates.ipynb #0d3985bd
 def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
-                      noise_samples,      # None, a NoiseSource, or extra noise targets `(M, K)` of any kind
+                      noise_samples:Targets|NoiseSource|None, # None, a source, or extra noise targets `(M, K)`
                       noise_probs:Tensor, # `(K,)` in full precision, where the logits are
                       count_classes:bool=True, # False: keep candidates of one class as rows
-                      present:Tensor=None, # `(N,)` bool: which rows are candidates; None: all
-                     ):
+                      present:Tensor|None=None, # `(N,)` bool: which rows are candidates; None: all
+                     )->ClassCounts|SparseCandidates|DenseCandidates|Expectation:
     "The candidates of a batch, by what they have in common. Pushes to the source in training. Raises ValueError."
     if isinstance(noise_samples, ClosedForm):
         own, eps = parts_of(targets, noise_samples.epsilon), noise_samples.epsilon
@@ -199,11 +199,11 @@ def check_noise_samples(noise_samples):
 
 # %% ../nbs/losses/candidates.ipynb #744ed76e
 def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
-                        noise_samples,      # None, a NoiseSource, or extra noise targets `(M, K)` of any kind
+                        noise_samples:Targets|NoiseSource|None, # None, a source, or extra noise targets `(M, K)`
                         noise_probs:Tensor, # `(K,)` in full precision, where the logits are
-                        generator:torch.Generator=None, # of the labels, on the device of the targets
-                        present:Tensor=None, # `(N,)` bool: which rows are candidates; None: all
-                       ):
+                        generator:torch.Generator|None=None, # of the labels, on the device of the targets
+                        present:Tensor|None=None, # `(N,)` bool: which rows are candidates; None: all
+                       )->NoiseLabels|Expectation:
     "NoiseLabels of a batch, or the Expectation of infinitely many. Pushes as `gather_candidates`. Raises ValueError."
     if isinstance(noise_samples, ClosedForm):
         law = label_law(noise_probs, noise_samples.epsilon)
@@ -220,7 +220,7 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
     check_alone(source, found)
     return with_present(NoiseLabels(parts_of(targets), torch.cat([*found, none]), source.in_batch), present)
 
-def label_law(noise_probs, epsilon):
+def label_law(noise_probs:Tensor, epsilon:float)->Tensor:
     "The law of labels that are drawn from noise targets smoothed by epsilon; a mixture of labels changes nothing."
     return (1-epsilon)*noise_probs + epsilon/noise_probs.shape[0] if epsilon else noise_probs
 

@@ -28,6 +28,7 @@ accumulation exact.
 # %% ../nbs/losses/distributed.ipynb #725e31c4
 from copy import copy
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -94,7 +95,7 @@ def agree(targets):
 # %% ../nbs/losses/distributed.ipynb #ee115aea
 def targets_of_ranks(targets:Targets, # of one kind on all ranks
                      even:bool=False, # every rank holds as many rows and slots, and one epsilon: not asked again
-                    )->list:          # of the same kind, in the order of ranks; this rank's own as they are
+                    )->list[Any]:     # of the same kind, in the order of ranks; this rank's own as they are
     "The targets of each rank, without gradient. A collective call: every rank must make it."
     if world_size() == 1: return [targets]
     sparse = isinstance(targets, SparseTargets)
@@ -106,8 +107,8 @@ def targets_of_ranks(targets:Targets, # of one kind on all ranks
             for rank, (part, (n, _, epsilon)) in enumerate(zip(parts, heads))]
 
 # %% ../nbs/losses/distributed.ipynb #98e3fe00
-def rank_weight(step_targets:list, # the targets of this rank's micro-batches, a list
-                count:float|Tensor=None, # what their rows count, from `row_count`; None: one each
+def rank_weight(step_targets:list[Any], # the targets of this rank's micro-batches, a list
+                count:float|Tensor|None=None, # what their rows count, from `row_count`; None: one each
                )->Tensor:          # a scalar; 1 without a process group
     "Factor of this rank's mean loss with which the mean over ranks is the mean over rows. A collective call."
     if world_size() == 1: return torch.ones(())
@@ -143,22 +144,22 @@ class Step:
 # %% ../nbs/losses/distributed.ipynb #9069c465
 class MicroBatch(NoiseSource):
     "Noise source of one micro-batch, from `micro_batch_noise`: the step's other targets and the source's one draw."
-    def __init__(self, step, rows): self.step, self.rows, self.in_batch = step, rows, step.source.in_batch
-    def push(self, targets):
+    def __init__(self, step:Step, rows:slice): self.step, self.rows, self.in_batch = step, rows, step.source.in_batch
+    def push(self, targets:Targets)->None:
         n = self.rows.stop - self.rows.start
         if targets.shape[0] != n:
             raise ValueError(f"noise_samples must be those of this micro-batch: made for {n} rows, "
                              f"got targets of {targets.shape[0]}")
         self.step.smooth(targets.shape[1])
         self.step.push()
-    def own(self, targets):
+    def own(self, targets:Targets)->Targets:
         self.step.smooth(targets.shape[1])
         return self.step.targets[self.rows]  # labels, where the step was made from labels
-    def draw(self, noise_probs):
+    def draw(self, noise_probs:Tensor)->list[Any]:
         self.step.smooth(len(noise_probs))
         others = [self.step.targets[:self.rows.start], self.step.targets[self.rows.stop:]] if self.in_batch else []
         return [t for t in others if len(t)] + [self.step.draw(noise_probs)]
-    def check_sampled(self, targets):
+    def check_sampled(self, targets:Targets)->None:
         "Raise ValueError unless targets and given noise are class ids, drawn once for the step."
         for name, t in (('targets', targets), ('noise_samples', self.step.given)):
             if t is not None and len(t.shape) != 1:
@@ -183,15 +184,15 @@ def _of_one_kind(step_targets):
     raise ValueError("step_targets must be targets of one kind, at least one, "
                      f"got shapes {[tuple(t.shape) for t in step_targets]}")
 
-def micro_batch_noise(step_targets:list,  # targets of this rank's micro-batches of one optimiser step, of one kind
-                      noise_samples=None, # as for the losses
+def micro_batch_noise(step_targets:list[Any], # targets of this rank's micro-batches of one optimiser step, of one kind
+                      noise_samples:Targets|NoiseSource|None=None, # as for the losses
                       even:bool=False,    # all ranks hold as many rows and slots, and one epsilon: not asked again
-                      ranks:str=None,     # 'own' or 'all' rows of the step; None: as `noise_samples` says, else 'own'
+                      ranks:str|None=None, # 'own' or 'all' rows of the step; None: as `noise_samples` says, else 'own'
                       draw_labels:bool=False, # noise labels, as `expected_info_nce` has them: drawn here, once a step
-                      generator=None,     # of these labels
-                      ignore_index:int=None, # as the loss's: such rows are no candidates
+                      generator:torch.Generator|None=None, # of these labels
+                      ignore_index:int|None=None, # as the loss's: such rows are no candidates
                       label_smoothing:float=0., # as the loss's
-                     )->list:             # a source per micro-batch, for this step only
+                     )->list[Any]:        # a source per micro-batch, for this step only
     """Noise sources with which the micro-batches of a step add up to the loss of its whole batch.
 
     With ranks='all' that is the global batch, and the call collective: every rank must have a micro-batch. Raises

@@ -56,8 +56,8 @@ def nll(logits:Tensor,        # `(N, K)`, or `(N, K, d1, ...)`
         labels:Tensor,        # `(N,)` class ids, or `(N, d1, ...)`
         *, temperature:float|Tensor=1., # tau > 0
         reduction:str='mean', # 'none' | 'mean' | 'sum'
-        weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
-        ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+        weight:Tensor|None=None, sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
+        ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
        )->Tensor:             # a scalar, or in the shape of the labels for 'none'
     "Negative log-likelihood of class ids, Eq. (1). Raises ValueError naming the argument."
     options = weight, sample_weight, ignore_index, label_smoothing
@@ -68,8 +68,9 @@ def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`, or `(N, K, d1, ...)
                               targets:Targets,   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                               *, temperature:float|Tensor=1., # tau > 0
                               reduction:str='mean', # 'none' | 'mean' | 'sum'
-                              weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
-                              ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                              weight:Tensor|None=None,
+                              sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
+                              ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
                              )->Tensor:          # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     "Cross-entropy with soft targets, Eq. (3). Raises ValueError naming the argument."
     options = weight, sample_weight, ignore_index, label_smoothing
@@ -96,12 +97,12 @@ def contrast_candidates(rows, eta, log_eta, temperature, noise_samples, reductio
 # %% ../nbs/losses/losses.ipynb #934a22a8
 def info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
              labels:Tensor,           # `(N,)` class ids, or `(N, d1, ...)`
-             *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
+             *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
              temperature:float|Tensor=1., # tau > 0
-             noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
+             noise_samples:Targets|NoiseSource|None=None, # None: in-batch; extra noise targets; or a source
              reduction:str='mean',    # 'none' | 'mean' | 'sum'
-             weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
-             ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+             weight:Tensor|None=None, sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
+             ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
             )->Tensor:                # a scalar, or in the shape of the labels for 'none'
     """InfoNCE for classification, Eq. (5), in O(NK) from label counts. Raises ValueError naming the argument.
 
@@ -113,13 +114,13 @@ def info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
 # %% ../nbs/losses/losses.ipynb #c872f992
 def soft_target_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
                          targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                         *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
+                         *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
                          temperature:float|Tensor=1., # tau > 0
-                         noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
+                         noise_samples:Targets|NoiseSource|None=None, # None: in-batch; extra noise targets; or a source
                          reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                         chunk_size:int=None,     # rows at a time; None: as many as are cheap
-                         weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
-                         ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                         chunk_size:int|None=None, # rows at a time; None: as many as are cheap
+                         weight:Tensor|None=None, sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
+                         ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
                         )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     """Soft target InfoNCE, Eq. (11). Raises ValueError naming the argument.
 
@@ -133,13 +134,14 @@ def soft_target_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...
 # %% ../nbs/losses/losses.ipynb #c1fcea44
 def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
                                targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                               *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
+                               *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
                                temperature:float|Tensor=1., # tau > 0
-                               noise_samples:Targets|NoiseSource=None, # as for `info_nce`
+                               noise_samples:Targets|NoiseSource|None=None, # as for `info_nce`
                                reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                               generator:torch.Generator=None, # of the sampled labels
-                               weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
-                               ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                               generator:torch.Generator|None=None, # of the sampled labels
+                               weight:Tensor|None=None,
+                               sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
+                               ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
                               )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
     options = weight, sample_weight, ignore_index, label_smoothing
@@ -156,14 +158,15 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d
 def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`
                                 weight:Tensor,           # `(K, d)` label embeddings
                                 targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                                *, bias:Tensor=None,     # `(K,)`
-                                noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
+                                *, bias:Tensor|None=None, # `(K,)`
+                                noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
                                 temperature:float|Tensor=1., # tau > 0
-                                noise_samples:Targets|NoiseSource=None, # as for `soft_target_info_nce`
+                                noise_samples:Targets|NoiseSource|None=None, # as for `soft_target_info_nce`
                                 reduction:str='mean',    # 'none' | 'mean' | 'sum'
                                 sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor
-                                class_weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
-                                ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                                class_weight:Tensor|None=None,
+                                sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
+                                ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
                                )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """Soft target InfoNCE, Eq. (11), of a linear head, without its logits.
 
@@ -193,11 +196,13 @@ def reduced_linear(head, candidates, rows, reduction):
 def linear_soft_target_cross_entropy(embeddings:Tensor,       # `(N, d)` or `(..., d)`
                                      weight:Tensor,           # `(K, d)` label embeddings
                                      targets:Targets,         # `(N, K)` probabilities, `(N,)` ids or SparseTargets
-                                     *, bias:Tensor=None,     # `(K,)`; -inf where a class is not possible
+                                     *, bias:Tensor|None=None, # `(K,)`; -inf where a class is not possible
                                      temperature:float|Tensor=1., # tau > 0
                                      reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                                     class_weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes; of rows
-                                     ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                                     class_weight:Tensor|None=None,
+                                     sample_weight:Tensor|None=None, # `(K,)` of classes; of rows
+                                     ignore_index:int|None=None,
+                                     label_smoothing:float=0., # rows to leave out; in [0, 1]
                                     )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """Cross-entropy with soft targets, Eq. (3), of a linear head; no N x K logits are kept.
 
@@ -213,13 +218,13 @@ from .candidates import expected_candidates
 # %% ../nbs/losses/mean_over_draw.ipynb #957d96e2
 def expected_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
                       targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                      *, noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
+                      *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
                       temperature:float|Tensor=1., # tau > 0
-                      noise_samples:Targets|NoiseSource=None, # as for `soft_target_info_nce`; soft ones are drawn from
+                      noise_samples:Targets|NoiseSource|None=None, # soft ones are drawn from
                       reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                      generator:torch.Generator=None, # of the noise labels
-                      weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
-                      ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                      generator:torch.Generator|None=None, # of the noise labels
+                      weight:Tensor|None=None, sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
+                      ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
                      )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     """The mean of Eq. (30) over the draw of the positive, in O(NK). Raises ValueError naming the argument.
 
@@ -233,15 +238,16 @@ def expected_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
 def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`
                              weight:Tensor,           # `(K, d)` label embeddings
                              targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                             *, bias:Tensor=None,     # `(K,)`
-                             noise_probs:Tensor=None, # `(K,)` noise distribution; None: uniform
+                             *, bias:Tensor|None=None, # `(K,)`
+                             noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
                              temperature:float|Tensor=1., # tau > 0
-                             noise_samples:Targets|NoiseSource=None, # as for `expected_info_nce`
+                             noise_samples:Targets|NoiseSource|None=None, # as for `expected_info_nce`
                              reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                             generator:torch.Generator=None, # of the noise labels
+                             generator:torch.Generator|None=None, # of the noise labels
                              sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor
-                             class_weight:Tensor=None, sample_weight:Tensor=None, # `(K,)` of classes, `(N,)` of rows
-                             ignore_index:int=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                             class_weight:Tensor|None=None,
+                             sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
+                             ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
                             )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """`expected_info_nce` of a linear head: at sparse targets without smoothing M + S products a row, whatever K.
 
@@ -255,15 +261,15 @@ def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`
 
 # %% ../nbs/losses/modules.ipynb #c452cb87
 import warnings
+from typing import Any
 
 from torch import nn
 
 from .candidates import check_noise_samples
 from .contrast.scores import check_temperature, noise_scores
-from .read_outs import (MAX_LOOKS, READ_LATER, check_epsilon, check_kind, independent_noise_probs, knows_its_law,
-                               labels_alike, of_any_shape, refusal, row_weight, smoothed, unsmooth, untilted,
-                               weighted_refusal)
-from .noise import ClosedForm, Fresh
+from .read_outs import (MAX_LOOKS, READ_AS_LABELS, READ_LATER, check_epsilon, check_kind,
+                               independent_noise_probs, knows_its_law, labels_alike, of_any_shape, refusal,
+                               row_weight, smoothed, unsmooth, untilted, weighted_refusal)
 from .rows import check_class_weight, check_ignore_index, row_count
 from .sparse import shown
 from .targets import check_fraction, check_simplex
@@ -274,32 +280,31 @@ class NLL(nn.Module):
     loss = staticmethod(nll)
     def __init__(self, temperature:float|Tensor=1., # tau > 0; a tensor becomes a buffer, a Parameter is learned
                  reduction:str='mean',              # 'none' | 'mean' | 'sum'
-                 *, weight:Tensor=None,             # `(K,)` class weights, a buffer
-                 ignore_index:int=None,             # leave out rows with this id, and soft ones without mass
+                 *, weight:Tensor|None=None,        # `(K,)` class weights, a buffer
+                 ignore_index:int|None=None,        # leave out rows with this id, and soft ones without mass
                  label_smoothing:float=0.):         # in [0, 1], of all targets
         super().__init__()
         check_temperature(temperature); check_reduction(reduction); check_fraction(label_smoothing, 'label_smoothing')
         if ignore_index is not None: check_ignore_index(ignore_index)
         if weight is not None: check_class_weight(weight)
-        learned = isinstance(temperature, nn.Parameter)
-        if isinstance(temperature, Tensor) and not learned: self.register_buffer('temperature', temperature)
-        else: self.temperature = temperature
+        if isinstance(temperature, nn.Parameter) or not isinstance(temperature, Tensor): self.temperature = temperature
+        else: self.register_buffer('temperature', temperature)
         self.register_buffer('weight', weight)
         self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
-    def options(self)->dict:
+    def options(self)->dict[str, Any]:
         "Keyword arguments of the function."
         given = dict(weight=self.weight, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing or None)
         return dict(temperature=self.temperature, reduction=self.reduction,
                     **{k: v for k, v in given.items() if v is not None})
-    def forward(self, logits, targets, **options): # options of this call: sample_weight, reduction, ...
+    def forward(self, logits:Tensor, targets:Targets, **options:Any)->Tensor: # of this call: sample_weight, ...
         return self.loss(logits, targets, **{**self.options(), **options})
-    def count(self, targets:Targets, sample_weight:Tensor=None)->Tensor: # a scalar
+    def count(self, targets:Targets, sample_weight:Tensor|None=None)->Tensor: # a scalar
         "The denominator of the mean over these rows: of a global batch, divide the sums of its parts by it."
         return row_count(targets, weight=self.weight, sample_weight=sample_weight, ignore_index=self.ignore_index)
     @of_any_shape
     def probs(self, logits:Tensor, # `(N, K)`, or `(N, K, d1, ...)`
-              epsilon:float=None,  # smoothing of the targets it was trained on, in [0, 1); None: `label_smoothing`
-              targets:str=None,    # their kind: 'labels' (as None) | 'votes' | 'teacher' | 'mixed'
+              epsilon:float|None=None, # smoothing of the targets it was trained on, in [0, 1); None: `label_smoothing`
+              targets:str|None=None, # their kind: 'labels' (as None) | 'votes' | 'teacher' | 'mixed'
              )->Tensor:            # in the shape of the logits
         """Estimate of `p(k|x)`: the mean target at x of any kind, class weights and smoothing undone.
 
@@ -325,25 +330,26 @@ class SoftTargetCrossEntropy(NLL):
 class InfoNCE(NLL):
     "Module of `info_nce`, Eq. (5)."
     loss = staticmethod(info_nce)
-    def __init__(self, noise_probs:Tensor=None,      # `(K,)` noise distribution, a buffer; None: uniform
+    def __init__(self, noise_probs:Tensor|None=None, # `(K,)` noise distribution, a buffer; None: uniform
                  temperature:float|Tensor=1.,        # tau > 0; a tensor becomes a buffer, a Parameter is learned
-                 noise_samples:Targets|NoiseSource=None, # None: in-batch; extra noise targets; or a source
+                 noise_samples:Targets|NoiseSource|None=None, # None: in-batch; extra noise targets; or a source
                  reduction:str='mean',               # 'none' | 'mean' | 'sum'
-                 **options):                         # weight, ignore_index, label_smoothing: as `NLL`
+                 **options:Any):                     # weight, ignore_index, label_smoothing: as `NLL`
         super().__init__(temperature, reduction, **options)
         if noise_probs is not None: check_simplex(noise_probs, 'noise_probs', ndim=1, positive=True)
         self.register_buffer('noise_probs', noise_probs)
         check_noise_samples(noise_samples)
         if isinstance(noise_samples, Tensor): self.register_buffer('noise_samples', noise_samples)
         else: self.noise_samples = noise_samples
-    def options(self): return dict(super().options(), noise_probs=self.noise_probs)
-    def forward(self, logits, targets, noise_samples=None, **options): # of this call, in place of the constructor's
+    def options(self)->dict[str, Any]: return dict(super().options(), noise_probs=self.noise_probs)
+    def forward(self, logits:Tensor, targets:Targets,
+                noise_samples:Targets|NoiseSource|None=None, **options:Any)->Tensor: # of this call
         noise_samples = self.noise_samples if noise_samples is None else noise_samples
         return self.loss(logits, targets, noise_samples=noise_samples, **{**self.options(), **options})
     @of_any_shape
     def probs(self, logits:Tensor, # `(N, K)`, or `(N, K, d1, ...)`
-              epsilon:float=None,  # smoothing of the targets, in [0, 1); None: `label_smoothing`
-              targets:str=None,    # their kind: 'labels' (as None) | 'votes' | 'teacher' | 'mixed'
+              epsilon:float|None=None, # smoothing of the targets, in [0, 1); None: `label_smoothing`
+              targets:str|None=None, # their kind: 'labels' (as None) | 'votes' | 'teacher' | 'mixed'
              )->Tensor:            # in the shape of the logits
         """Estimate of `p(k|x)`: the mean target at x of any kind, unsmoothed, since the loss sees drawn labels.
 
@@ -355,15 +361,15 @@ class InfoNCE(NLL):
             weight = None if self.weight is None or targets == 'teacher' else row_weight(self.weight, epsilon)
             return untilted(self.whole_target_probs(s, eta, epsilon), weight)
         return self.drawn_label_probs(s, eta, epsilon)
-    def keeps_targets_whole(self):
+    def keeps_targets_whole(self)->bool:
         "Whether a target is one candidate, Eq. (11); else it is, in the mean, the label drawn from it."
         return self.label_smoothing != 0
-    def whole_target_probs(self, s, eta, epsilon):
+    def whole_target_probs(self, s:Tensor, eta:Tensor, epsilon:float)->Tensor:
         "In-batch `softmax((1-epsilon) s + log noise_probs)`, for candidates that are labels smoothed alike."
         noise = self.noise_samples
         if knows_its_law(noise): return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
         return independent_noise_probs(s, eta, epsilon, noise_epsilon=epsilon)
-    def drawn_label_probs(self, s, eta, epsilon):
+    def drawn_label_probs(self, s:Tensor, eta:Tensor, epsilon:float)->Tensor:
         "In-batch, the other rows' labels follow the smoothed marginal."
         noise = self.noise_samples
         if not knows_its_law(noise): law = (s + smoothed(eta, epsilon).log()).softmax(-1)
@@ -372,52 +378,50 @@ class InfoNCE(NLL):
         return unsmooth(untilted(law, self.weight), epsilon)
 
 # %% ../nbs/losses/modules.ipynb #82d44a63
-class SoftDistributionInfoNCE(InfoNCE):
+class _Drawing(InfoNCE):
+    def __init__(self, noise_probs:Tensor|None=None, temperature:float|Tensor=1.,
+                 noise_samples:Targets|NoiseSource|None=None, reduction:str='mean',
+                 generator:torch.Generator|None=None, # as `InfoNCE`; generator: of the labels that are drawn
+                 **options:Any):
+        super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
+        self.generator = generator
+    def options(self)->dict[str, Any]: return dict(super().options(), generator=self.generator)
+
+class SoftDistributionInfoNCE(_Drawing):
     "Module of `soft_distribution_info_nce`, Eq. (30)."
     loss = staticmethod(soft_distribution_info_nce)
-    def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
-                 reduction:str='mean', generator:torch.Generator=None, # as `InfoNCE`; generator: of the sampled labels
-                 **options):
-        super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
-        self.generator = generator
-    def options(self): return dict(super().options(), generator=self.generator)
-    def keeps_targets_whole(self): return False
+    def keeps_targets_whole(self)->bool: return False
 
-class ExpectedInfoNCE(InfoNCE):
+class ExpectedInfoNCE(_Drawing):
     "Module of `expected_info_nce`, the mean of Eq. (30) over the draw of the positive."
     loss = staticmethod(expected_info_nce)
-    def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
-                 reduction:str='mean', generator:torch.Generator=None, # as `InfoNCE`; generator: of the noise labels
-                 **options):
-        super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
-        self.generator = generator
-    def options(self): return dict(super().options(), generator=self.generator)
     @of_any_shape
-    def probs(self, logits:Tensor, epsilon:float=None, targets:str=None)->Tensor: # as `InfoNCE`
+    def probs(self, logits:Tensor, epsilon:float|None=None, targets:str|None=None)->Tensor: # as `InfoNCE`
         "`E[alpha|x]` of any kind of target, its smoothing undone; `noise_probs` is the mean target before smoothing."
         epsilon = self.smoothing(epsilon); check_kind(targets)
-        s, eta = noise_scores(logits, self.noise_probs, self.temperature)
-        drawn = isinstance(self.noise_samples, (Fresh, ClosedForm))  # smoothed as the source says, else as the batch
-        law = smoothed(eta, self.noise_samples.epsilon if drawn else epsilon)
+        s, eta = noise_scores(logits, self.noise_probs, self.temperature) # smoothed as a source says, or as the batch
+        law = smoothed(eta, self.noise_samples.epsilon if knows_its_law(self.noise_samples) else epsilon)
         return unsmooth(untilted((s + law.log()).softmax(-1), self.weight), epsilon)
 
 class SoftTargetInfoNCE(InfoNCE):
     "Module of `soft_target_info_nce`, Eq. (11)."
     loss = staticmethod(soft_target_info_nce)
     _alike, _looks, _warned = None, 0, False # were in-batch targets labels smoothed alike, in how many calls
-    def __init__(self, noise_probs:Tensor=None, temperature:float|Tensor=1., noise_samples:Targets|NoiseSource=None,
-                 reduction:str='mean', chunk_size:int=None, # as `InfoNCE`; chunk_size: rows at a time
-                 **options):
+    def __init__(self, noise_probs:Tensor|None=None, temperature:float|Tensor=1.,
+                 noise_samples:Targets|NoiseSource|None=None, reduction:str='mean',
+                 chunk_size:int|None=None, # as `InfoNCE`; chunk_size: rows at a time
+                 **options:Any):
         super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
         if chunk_size is not None: check_integer(chunk_size, 'chunk_size')
         self.chunk_size = chunk_size
-    def options(self): return dict(super().options(), chunk_size=self.chunk_size)
-    def keeps_targets_whole(self): return True
-    def forward(self, logits, targets, noise_samples=None, **options): # as `InfoNCE`
+    def options(self)->dict[str, Any]: return dict(super().options(), chunk_size=self.chunk_size)
+    def keeps_targets_whole(self)->bool: return True
+    def forward(self, logits:Tensor, targets:Targets,
+                noise_samples:Targets|NoiseSource|None=None, **options:Any)->Tensor: # as `InfoNCE`
         loss = super().forward(logits, targets, noise_samples, **options) # which checks the targets
         if not knows_its_law(self.noise_samples if noise_samples is None else noise_samples): self.look_at(targets)
         return loss
-    def look_at(self, targets):
+    def look_at(self, targets:Targets)->None:
         "Remember whether checked targets are labels smoothed alike, where their values may be looked at."
         if self._looks >= MAX_LOOKS: return
         alike = labels_alike(targets)
@@ -425,7 +429,7 @@ class SoftTargetInfoNCE(InfoNCE):
         self._looks += 1
         self._alike = alike if self._alike is None else self._alike & alike
     @of_any_shape
-    def probs(self, logits:Tensor, epsilon:float=None, targets:str=None)->Tensor: # as `InfoNCE`
+    def probs(self, logits:Tensor, epsilon:float|None=None, targets:str|None=None)->Tensor: # as `InfoNCE`
         """Estimate of `p(k|x)`: as `InfoNCE`, but in-batch only for labels that are smoothed alike.
 
         In-batch, other kinds are refused, and without a kind there is one warning if `forward` saw such targets.
@@ -436,13 +440,10 @@ class SoftTargetInfoNCE(InfoNCE):
             if targets is None: self.warn_once()
         elif self.weight is not None and targets in ('votes', 'mixed'): raise ValueError(weighted_refusal(targets))
         return super().probs(logits, epsilon, targets)
-    def warn_once(self):
+    def warn_once(self)->None:
         "Say that targets of another kind are read as labels."
         if self._warned or self._alike is None: return
         self._alike = bool(self._alike)  # waits for a card; not again unless the loss is called in between
         if self._alike: return
         self._warned = True
-        warnings.warn("probs reads targets as labels that are smoothed alike, and this loss was called in-batch with "
-                      "others: votes and a teacher's probabilities are overstated. Say which they are: probs(logits, "
-                      "targets='votes'|'teacher'|'mixed') says what to do, targets='labels' reads so all the same",
-                      stacklevel=4)
+        warnings.warn(READ_AS_LABELS, stacklevel=4)

@@ -54,9 +54,9 @@ def continuous_categorical_law(logits, temperature):
 
 # %% ../nbs/losses/peers.ipynb #6638112e
 def continuous_categorical_nll(logits:Tensor,     # `(N, K)`, spanning less than 700 temperatures in each row
-                               targets,           # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                               *, temperature=1., # tau > 0
-                               reduction='mean',  # 'none' | 'mean' | 'sum'
+                               targets:Targets,   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                               *, temperature:float|Tensor=1., # tau > 0
+                               reduction:str='mean', # 'none' | 'mean' | 'sum'
                               )->Tensor:          # a scalar, or `(N,)` for 'none'
     """Negative log-likelihood of targets under the continuous categorical of Eq. (4).
 
@@ -70,7 +70,7 @@ def continuous_categorical_nll(logits:Tensor,     # `(N, K)`, spanning less than
 class ContinuousCategoricalNLL(NLL):
     "Module of `continuous_categorical_nll`."
     loss = staticmethod(continuous_categorical_nll)
-    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
+    def probs(self, logits:Tensor, epsilon:float=0., targets:str|None=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: the mean of the law, with the targets' smoothing by epsilon undone."
         check_epsilon(epsilon); check_kind(targets)
         mean = continuous_categorical_law(logits, self.temperature).mean
@@ -78,9 +78,9 @@ class ContinuousCategoricalNLL(NLL):
 
 # %% ../nbs/losses/peers.ipynb #bd8b22b8
 def binary_cross_entropy(logits:Tensor,     # `(N, K)`
-                         targets,           # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                         *, temperature=1., # tau > 0
-                         reduction='mean',  # over rows: 'none' | 'mean' | 'sum'; classes are summed
+                         targets:Targets,   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                         *, temperature:float|Tensor=1., # tau > 0
+                         reduction:str='mean', # over rows: 'none' | 'mean' | 'sum'; classes are summed
                         )->Tensor:          # a scalar, or `(N,)` for 'none'
     "One-vs-all cross-entropy with soft targets, summed over the classes. Raises ValueError naming the argument."
     check_logits(logits); check_temperature(temperature)
@@ -91,7 +91,7 @@ def binary_cross_entropy(logits:Tensor,     # `(N, K)`
 class BinaryCrossEntropy(NLL):
     "Module of `binary_cross_entropy`."
     loss = staticmethod(binary_cross_entropy)
-    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
+    def probs(self, logits:Tensor, epsilon:float=0., targets:str|None=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: sigmoids divided by their sum, with the targets' smoothing by epsilon undone."
         check_epsilon(epsilon); check_kind(targets); check_logits(logits)
         return unsmooth(F.logsigmoid(full_precision(logits)/self.temperature).softmax(-1), epsilon)
@@ -116,11 +116,11 @@ def check_strength(strength, below=float('inf')):
 
 # %% ../nbs/losses/peers.ipynb #ee413ec1
 def logit_adjusted_cross_entropy(logits:Tensor,        # `(N, K)`
-                                 targets,              # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                                 targets:Targets,      # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                  *, class_probs:Tensor, # `(K,)` class frequencies of the training set
-                                 strength=1.,          # factor of log class_probs, >= 0; 0 is plain cross-entropy
-                                 temperature=1.,       # tau > 0, of the logits
-                                 reduction='mean',     # 'none' | 'mean' | 'sum'
+                                 strength:float=1.,    # factor of log class_probs, >= 0; 0 is plain cross-entropy
+                                 temperature:float|Tensor=1., # tau > 0, of the logits
+                                 reduction:str='mean', # 'none' | 'mean' | 'sum'
                                 )->Tensor:             # a scalar, or `(N,)` for 'none'
     """Cross-entropy of logits plus strength times log prior, equation 10 of arXiv 2007.07314.
 
@@ -132,15 +132,16 @@ def logit_adjusted_cross_entropy(logits:Tensor,        # `(N, K)`
 class LogitAdjustedCrossEntropy(NLL):
     "Module of `logit_adjusted_cross_entropy`; holds `class_probs` as a buffer."
     loss = staticmethod(logit_adjusted_cross_entropy)
-    def __init__(self, class_probs, strength=1., temperature=1., reduction='mean'):
+    def __init__(self, class_probs:Tensor, strength:float=1., temperature:float|Tensor=1., reduction:str='mean'):
         super().__init__(temperature, reduction)
         check_class_probs(class_probs); check_strength(strength)
         self.strength = strength
         self.register_buffer('class_probs', class_probs)
-    def forward(self, logits, targets):
+    def forward(self, logits:Tensor, targets:Targets)->Tensor:
         return self.loss(logits, targets, class_probs=self.class_probs, strength=self.strength,
                          temperature=self.temperature, reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon=0., prior:Tensor=None, targets:str=None)->Tensor: # targets: as `NLL`
+    def probs(self, logits:Tensor, epsilon:float=0., prior:Tensor|None=None,
+              targets:str|None=None)->Tensor: # targets: as `NLL`
         "Posterior under `prior`; None: all classes equally frequent. `class_probs` gives the training set's `p(k|x)`."
         check_epsilon(epsilon); check_kind(targets)
         l, log_pi = adjusted_logits(logits, self.class_probs, self.strength, self.temperature)
@@ -173,8 +174,8 @@ def check_similarity_temperature(value):
 
 # %% ../nbs/losses/peers.ipynb #5ef7e478
 def negative_weights(similarity:Tensor,         # `(N, N)`; its diagonal is not used
-                     strength=.5,               # in [0, N-1); 0: all weights are one. .5 is ours: the paper tunes it
-                     similarity_temperature=.1, # of the softmax over the negatives
+                     strength:float=.5,         # in [0, N-1); 0: all weights are one. .5 is ours: the paper tunes it
+                     similarity_temperature:float=.1, # of the softmax over the negatives
                     )->Tensor:                  # `(N, N-1)` weights, each row of mean one
     "Weights of the negatives in Soft-InfoNCE, arXiv 2310.08069."
     check_two_rows(similarity, 'similarity')
@@ -186,12 +187,12 @@ def negative_weights(similarity:Tensor,         # `(N, N)`; its diagonal is not 
 
 # %% ../nbs/losses/peers.ipynb #b14650a6
 def soft_info_nce(logits:Tensor,             # `(N, K)`, at least two rows
-                  targets,                   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                  *, strength=.5,            # in [0, N-1); 0 is soft target InfoNCE
-                  similarity_temperature=.1, # of the softmax over target similarities
-                  noise_probs:Tensor=None,   # `(K,)` noise distribution; None: uniform
-                  temperature=1.,            # tau > 0
-                  reduction='mean',          # 'none' | 'mean' | 'sum'
+                  targets:Targets,           # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+                  *, strength:float=.5,      # in [0, N-1); 0 is soft target InfoNCE
+                  similarity_temperature:float=.1, # of the softmax over target similarities
+                  noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
+                  temperature:float|Tensor=1., # tau > 0
+                  reduction:str='mean',      # 'none' | 'mean' | 'sum'
                  )->Tensor:                  # a scalar, or `(N,)` for 'none'
     "In-batch soft target InfoNCE with weighted negatives, after Soft-InfoNCE. Raises ValueError naming the argument."
     scores, _ = noise_scores(logits, noise_probs, temperature)
@@ -206,11 +207,12 @@ def soft_info_nce(logits:Tensor,             # `(N, K)`, at least two rows
 class SoftInfoNCE(SoftTargetInfoNCE):
     "Module of `soft_info_nce`, with the read-out of `SoftTargetInfoNCE`."
     loss = staticmethod(soft_info_nce)
-    def __init__(self, noise_probs=None, temperature=1., strength=.5, similarity_temperature=.1, reduction='mean'):
+    def __init__(self, noise_probs:Tensor|None=None, temperature:float|Tensor=1.,
+                 strength:float=.5, similarity_temperature:float=.1, reduction:str='mean'):
         check_strength(strength); check_similarity_temperature(similarity_temperature)
         super().__init__(noise_probs, temperature, reduction=reduction)
         self.strength, self.similarity_temperature = strength, similarity_temperature
-    def forward(self, logits, targets):
+    def forward(self, logits:Tensor, targets:Targets)->Tensor:
         loss = self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
                          reduction=self.reduction, strength=self.strength,
                          similarity_temperature=self.similarity_temperature)
@@ -232,10 +234,10 @@ def _similarity_weights(targets, embeddings, similarity_temperature):
 
 def generalized_supervised_contrastive(
     embeddings:Tensor,           # `(N, d)`, at least two rows; scaled to unit length here
-    targets,                     # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-    *, temperature=.1,           # tau > 0; the default is SupCon's
-    similarity_temperature=None, # None: weights in proportion to similarity (GenSCL); a number: their softmax (X-CLR)
-    reduction='mean',            # 'none' | 'mean' | 'sum'
+    targets:Targets,             # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
+    *, temperature:float|Tensor=.1, # tau > 0; the default is SupCon's
+    similarity_temperature:float|None=None, # None: in proportion to similarity (GenSCL); a number: softmax (X-CLR)
+    reduction:str='mean',        # 'none' | 'mean' | 'sum'
 )->Tensor:                       # a scalar, or `(N,)` for 'none'
     """Cross-entropy of similarities: of targets and of embeddings; GenSCL (arXiv 2206.00384), X-CLR (arXiv 2407.18134).
 
@@ -254,20 +256,22 @@ def generalized_supervised_contrastive(
 class GeneralizedSupervisedContrastive(nn.Module):
     "Module of `generalized_supervised_contrastive`. It has no `probs`: embeddings are no class scores."
     loss = staticmethod(generalized_supervised_contrastive)
-    def __init__(self, temperature=.1, similarity_temperature=None, reduction='mean'):
+    def __init__(self, temperature:float|Tensor=.1, similarity_temperature:float|None=None, reduction:str='mean'):
         super().__init__()
         check_temperature(temperature)
         reduce(torch.zeros(1), reduction)  # raises for an unknown reduction
         if similarity_temperature is not None: check_similarity_temperature(similarity_temperature)
         self.temperature, self.similarity_temperature, self.reduction = temperature, similarity_temperature, reduction
-    def forward(self, embeddings, targets):
+    def forward(self, embeddings:Tensor, targets:Targets)->Tensor:
         return self.loss(embeddings, targets, temperature=self.temperature,
                          similarity_temperature=self.similarity_temperature, reduction=self.reduction)
-    def extra_repr(self):
+    def extra_repr(self)->str:
         return (f"temperature={self.temperature}, similarity_temperature={self.similarity_temperature}, "
                 f"reduction={self.reduction!r}")
 
 # %% ../nbs/losses/teachers.ipynb #3e9a1f01
+from typing import Any
+
 from .targets import check_fraction, check_top, sum_tolerance
 
 # %% ../nbs/losses/teachers.ipynb #8445b3f7
@@ -284,12 +288,12 @@ def check_pair(teacher):
 
 # %% ../nbs/losses/teachers.ipynb #0a7a195a
 def distillation(logits:Tensor,         # `(N, K)` of the student
-                 targets,               # `(N, K)` probabilities, class ids or SparseTargets; None if hard_weight is 0
-                 teacher_logits,        # `(N, K)`; or probabilities at T: SparseTargets, or a pair (ids, log_probs)
-                 *, temperature=4.,     # T > 0 of student and teacher in the soft term
-                 hard_weight=.1,        # weight of the loss on targets, in [0, 1]: small, as the paper advises
-                 rest='bucket',         # of a pair, what becomes of the other classes: as in `top_divergence`
-                 reduction='mean',      # 'none' | 'mean' | 'sum'
+                 targets:Targets|None,  # `(N, K)` probabilities, class ids or SparseTargets; None if hard_weight is 0
+                 teacher_logits:Tensor, # `(N, K)`; or probabilities at T: SparseTargets, or a pair (ids, log_probs)
+                 *, temperature:float|Tensor=4., # T > 0 of student and teacher in the soft term
+                 hard_weight:float=.1,  # weight of the loss on targets, in [0, 1]: small, as the paper advises
+                 rest:Any='bucket',     # of a pair, what becomes of the other classes: as in `top_divergence`
+                 reduction:str='mean',  # 'none' | 'mean' | 'sum'
                 )->Tensor:              # a scalar, or `(N,)` for 'none'
     """Distillation with its T^2 factor, mixed with the loss on targets, arXiv 1503.02531.
 
@@ -322,15 +326,15 @@ def _soft_term(logits, teacher, temperature, rest, reduction):
 class Distillation(NLL):
     "Module of `distillation`, called with `(logits, targets, teacher_logits)`."
     loss = staticmethod(distillation)
-    def __init__(self, temperature=4., hard_weight=.1, reduction='mean', rest='bucket'):
+    def __init__(self, temperature:float|Tensor=4., hard_weight:float=.1, reduction:str='mean', rest:Any='bucket'):
         super().__init__(temperature, reduction)
         check_fraction(hard_weight, 'hard_weight')
         check_rest(rest)
         self.hard_weight, self.rest = hard_weight, rest
-    def forward(self, logits, targets, teacher_logits):
+    def forward(self, logits:Tensor, targets:Targets|None, teacher_logits:Tensor)->Tensor:
         return self.loss(logits, targets, teacher_logits, temperature=self.temperature, hard_weight=self.hard_weight,
                          rest=self.rest, reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon=0., targets:str=None)->Tensor: # as `NLL`
+    def probs(self, logits:Tensor, epsilon:float=0., targets:str|None=None)->Tensor: # as `NLL`
         "Estimate of `p(k|x)`: softmax at temperature one, with a smoothing by epsilon (of teacher and targets) undone."
         check_epsilon(epsilon); check_kind(targets); check_logits(logits)
         return unsmooth(full_precision(logits).softmax(-1), epsilon)
@@ -374,9 +378,10 @@ def _divergence_terms(log_p, log_q):
 def top_divergence(logits:Tensor,    # `(N, K)` of the student
                    ids:Tensor,       # `(N, S)` the teacher's most probable classes
                    log_probs:Tensor, # `(N, S)` their log-probabilities; -inf: an empty slot. No gradient flows in
-                   *, rest='bucket', # the others: 'bucket' (one outcome) | 'uniform' (alike) | 'renormalise' (nothing)
-                   temperature=1.,   # T > 0 of the student; `log_probs` have the teacher's
-                   reduction='mean', # 'none' | 'mean' | 'sum'
+                   *,
+                   rest:Any='bucket', # the others: 'bucket' (one outcome) | 'uniform' (alike) | 'renormalise' (nothing)
+                   temperature:float|Tensor=1., # T > 0 of the student; `log_probs` have the teacher's
+                   reduction:str='mean', # 'none' | 'mean' | 'sum'
                   )->Tensor:         # a scalar, or `(N,)` for 'none'; never negative
     "KL(teacher || student), of what is known of the teacher. Raises ValueError naming the argument."
     check_logits(logits); check_temperature(temperature)

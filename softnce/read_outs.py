@@ -106,6 +106,9 @@ def labels_alike(targets):
     return (alike | ~some).all() & (most - torch.where(some, spread, most).amin() <= tol)
 
 # %% ../nbs/losses/read_outs.ipynb #3c849340
+READ_AS_LABELS = ("probs reads targets as labels that are smoothed alike, and this loss was called in-batch with "
+                  "others: votes and a teacher's probabilities are overstated. Say which they are: probs(logits, "
+                  "targets='votes'|'teacher'|'mixed') says what to do, targets='labels' reads so all the same")
 BY_LAW = "softnce.theory.expected_target reads a model that saw many candidates, from the training targets"
 READ_LATER = {  # of kinds that `probs` refuses in-batch: what is left for a model that is trained already
     'votes': BY_LAW, 'teacher': BY_LAW,

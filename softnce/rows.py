@@ -159,7 +159,7 @@ class Rows(NamedTuple):
         "What a row's classes count, a distribution: the targets with the class weights in them."
         if self.weight is None: return self.targets
         return tilted(self.targets, self.weight, class_mass(self.targets, self.weight))
-    def denominator(self):
+    def denominator(self)->Tensor:
         "Of the mean: a number, or a tensor where it depends on values."
         return self.targets.shape[0] if self.counts is None else self.counts.sum()
     def reduce(self, losses:Tensor, # `(N,)`
@@ -173,7 +173,7 @@ class Rows(NamedTuple):
         if weights is not None: losses = weights*losses
         if reduction == 'none': return self.in_shape(losses)
         return losses.sum() if reduction == 'sum' else losses.sum()/self.denominator()
-    def in_shape(self, losses):
+    def in_shape(self, losses:Tensor)->Tensor:
         "Losses where their rows came from."
         if self.kept is not None: losses = losses.new_zeros(math.prod(self.shape)).index_copy(0, self.kept, losses)
         return losses if self.shape is None else losses.reshape(self.shape)
@@ -240,9 +240,9 @@ def without_absent(rows, compared, maskable, spare):
 
 # %% ../nbs/losses/rows.ipynb #a91ba9ea
 def row_count(targets:Targets,            # `(N,)` ids or of any shape, `(N, K)` or `(N, K, d1, ...)`, SparseTargets
-              *, weight:Tensor=None,      # `(K,)` class weights
-              sample_weight:Tensor=None,  # of the rows
-              ignore_index:int=None,      # as the loss's
+              *, weight:Tensor|None=None, # `(K,)` class weights
+              sample_weight:Tensor|None=None, # of the rows
+              ignore_index:int|None=None, # as the loss's
               class_dim:int=1,            # of probabilities; -1 for those of a linear form
              )->Tensor:                   # a scalar, in the precision of the weights
     "The denominator of a batch's mean: its rows, weighted as the losses weight them. Raises ValueError."

@@ -72,7 +72,8 @@ class Logits(NamedTuple):
     num_rows:int|None = None   # rows at a time; None: as many as keep blocks small
     reduction:str = 'none'     # what PyTorch's cross-entropy may do in its own pass, where it serves
 
-def logit_scores(logits, temperature, log_eta=None, num_rows=None, reduction='none'):
+def logit_scores(logits:Tensor, temperature:float|Tensor, log_eta:Tensor|None=None, num_rows:int|None=None,
+                 reduction:str='none')->Logits:
     "Checked logits as scores; a temperature that is a tensor keeps its gradient."
     check_logits(logits)
     check_temperature(temperature)
@@ -80,7 +81,7 @@ def logit_scores(logits, temperature, log_eta=None, num_rows=None, reduction='no
         return Logits(full_precision(logits)/temperature.reshape(()), 1., log_eta, num_rows, reduction)
     return Logits(logits, 1/temperature, log_eta, num_rows, reduction)
 
-def noise_scores(logits, noise_probs, temperature):
+def noise_scores(logits:Tensor, noise_probs:Tensor|None, temperature:float|Tensor)->tuple[Tensor, Tensor]:
     "Scores `(N, K)` of checked logits, written out, and eta `(K,)`."
     check_logits(logits)
     eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
@@ -102,7 +103,7 @@ def candidate_scores(scores, candidates):
 
 # %% ../../nbs/contrast/scores.ipynb #250da659
 def position_posterior(scores:Tensor, # `(N, K)`: log of p(k|x)/eta(k), up to a constant per row
-                       candidates,    # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
+                       candidates:Tensor|SparseTargets, # `(M, K)` probabilities, `(M,)` class ids or SparseTargets
                       )->Tensor:      # `(N, M)`, rows sum to 1
     "Probability that each candidate is the one drawn from the data: Eq. (9), for ids Eq. (28). Raises ValueError."
     check_logits(scores, 'scores')
@@ -392,8 +393,8 @@ ROUTES = {
 }
 
 # %% ../../nbs/contrast/scores.ipynb #fc811542
-def contrast(scores,     # Logits or LinearScores
-             candidates, # of a kind of `softnce.candidates`
+def contrast(scores:Logits|LinearScores, # Logits or LinearScores
+             candidates:tuple, # of a kind of `softnce.candidates`
             )->Tensor:   # `(N,)`; a scalar with a `row_weight`, or where a `reduction` is done with the sum
     "Minus the log posterior of each row's own target; over classes or an expectation, log Z minus its score."
     return ROUTES[type(scores), type(candidates)](scores, candidates)

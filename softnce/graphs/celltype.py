@@ -27,6 +27,7 @@ with n_k cells of class k, m_k predictions of it and r_k right ones. A result is
 import hashlib, os, tempfile, warnings, zipfile
 from pathlib import Path
 # before torch_geometric, whose warnings it silences
+from typing import Any
 from .specimen import CLASSES, both_directions, read_specimen
 from .files import RAW, STAGES
 from ..training import load_checkpoint, read_out, save_checkpoint
@@ -95,12 +96,12 @@ class CellTypeGraph(Dataset):
     `.missing` names the specimens without a file. ValueError for an unknown split, for files that `read_specimen`
     refuses, and where a split has no file at all."""
     def __init__(self,
-                 root,            # folder that holds `ovules-celltype-dataset`
-                 fold=0,          # 0 to 4; None: the simple split
-                 split='train',   # 'train' or 'valid'; with the simple split also 'test'
-                 symmetric=False, # also the reverse of every edge
-                 transform=None,  # of a graph, applied at each access
-                 download=False): # fetch the real files if there are none
+                 root:Any,        # folder that holds `ovules-celltype-dataset`
+                 fold:int|None=0, # 0 to 4; None: the simple split
+                 split:str='train', # 'train' or 'valid'; with the simple split also 'test'
+                 symmetric:bool=False, # also the reverse of every edge
+                 transform:Any=None, # of a graph, applied at each access
+                 download:bool=False): # fetch the real files if there are none
         root = Path(root).expanduser()
         if download and not (root/RAW).exists(): download_ovules(root)
         files = _files_of_split(root, fold, split)
@@ -119,8 +120,8 @@ class CellTypeGraph(Dataset):
         "The classes of all cells."
         return torch.cat([g.y for g in self.graphs])
 
-    def len(self): return len(self.graphs) # torch_geometric makes `len()` and indexing of these two
-    def get(self, i): return self.graphs[i]
+    def len(self)->int: return len(self.graphs) # torch_geometric makes `len()` and indexing of these two
+    def get(self, i:int)->Any: return self.graphs[i]
 
 # %% ../../nbs/graphs/celltype.ipynb #0fd48c59
 _URL = 'https://zenodo.org/records/6374104/files/label_grs_surface.zip'
@@ -136,9 +137,9 @@ def _fetch(url, md5, archive, by_hand): # the archive, checked; `by_hand`: where
                                     "the download is damaged or another file; nothing was unpacked")
 
 # %% ../../nbs/graphs/celltype.ipynb #ce110003
-def download_ovules(root,     # the data root
-                    url=_URL, # of the archive; `file://` works too
-                    md5=_MD5, # of the archive
+def download_ovules(root:Any, # the data root
+                    url:str=_URL, # of the archive; `file://` works too
+                    md5:str=_MD5, # of the archive
                    )->Path:   # the folder with one folder per stage
     """Fetch, check and unpack the benchmark's files (Zenodo record 6374104).
 
@@ -179,8 +180,8 @@ def _row(batch, i, labels, plain, smoothed, logits): # specimen i of a batch; pr
                 **specimen_accuracy(smoothed.argmax(1), labels), **{f'{k}_naive': v for k, v in naive.items()})
 
 @torch.no_grad()
-def evaluate_specimens(model, loss,    # of a graph to `(N, K)` logits; its loss
-                       loader, config, # batches `(Batch, labels)`; a `TrainConfig`
+def evaluate_specimens(model:Any, loss:Any, # of a graph to `(N, K)` logits; its loss
+                       loader:Any, config:Any, # batches `(Batch, labels)`; a `TrainConfig`
                       )->list:         # a dict per specimen: stage, stack, cells, nll, the accuracies, the naive ones
     "Accuracies of every specimen of a loader, in evaluation mode; `nll` is that of `probs(logits)`, summed over cells."
     was, rows, device = model.training, [], next(p.device for p in model.parameters())
@@ -196,8 +197,8 @@ def evaluate_specimens(model, loss,    # of a graph to `(N, K)` logits; its loss
     return rows
 
 # %% ../../nbs/graphs/celltype.ipynb #e09ef4be
-def evaluate_graphs(model, loss,    # of a graph to `(N, K)` logits; its loss
-                    loader, config, # batches `(Batch, labels)`; a `TrainConfig`
+def evaluate_graphs(model:Any, loss:Any, # of a graph to `(N, K)` logits; its loss
+                    loader:Any, config:Any, # batches `(Batch, labels)`; a `TrainConfig`
                    )->dict:         # nll, top1, class_average, class_average_recall, and the naive three
     "Means over specimens, and the NLL over cells: the `evaluate` of `softnce.training.fit` for graphs."
     rows = evaluate_specimens(model, loss, loader, config)

@@ -253,7 +253,7 @@ def _add_export(app):
         with exit_codes(): _export(run, to, weights, onnx)
 
 # %% ../../nbs/runs/cli.ipynb #263d51c2
-def main():
+def main()->None:
     "Entry point of the console script `softnce`."
     if sys.argv[1:] == ['--version']: return print('softnce', _version())  # which needs none of what follows
     needed = 'typer', 'papermill', 'ipykernel', 'pandas', 'yaml'

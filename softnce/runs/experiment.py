@@ -24,7 +24,7 @@ import ast, difflib, hashlib, io, json, re, tokenize
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from .values import PLAIN, UsageError, bracket, check_allowed, check_value, is_plain
 
 # %% ../../nbs/runs/experiment.ipynb #f9f06f2b
@@ -146,7 +146,7 @@ def resolve(experiment:Experiment,
     return found
 
 # %% ../../nbs/runs/experiment.ipynb #27d4e958
-def run_id(experiment,      # an `Experiment`; or a name, where no parameter was added later
+def run_id(experiment:Any,  # an `Experiment`; or a name, where no parameter was added later
            parameters:dict, # all of them, from `resolve`
           )->str:           # 8 hexadecimal digits
     "Short hash of an experiment's name and its resolved parameters, without those added later that have their default."

@@ -26,7 +26,7 @@ names the folder of `softnce` that can use it. `softnce predict` and `softnce ex
 # %% ../../nbs/runs/model_folder.ipynb #11ce4536
 import hashlib, importlib, json, os, shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from .experiment import list_experiments
 from .run import read_json, short_path
 from .values import UsageError
@@ -38,8 +38,8 @@ def file_hash(path:Path)->str:
 
 # %% ../../nbs/runs/model_folder.ipynb #e5da69f1
 def write_folder(folder:Path, # where it is to be; what is there is replaced
-                 fill,        # called with the path of an empty folder, into which it writes
-                ):
+                 fill:Any,    # called with the path of an empty folder, into which it writes
+                )->Any:
     "Fill a folder under a temporary name, then rename it."
     folder = Path(folder)
     part, old = (folder.with_name(f'.{folder.name}.{word}') for word in ('tmp', 'old'))
@@ -55,8 +55,8 @@ def write_folder(folder:Path, # where it is to be; what is there is replaced
 _FORMAT = 1 # of the entry `softnce`: a reader of another one must not guess
 
 def write_config(folder:Path, about:dict, # what the weights are: plain values
-                 others:dict=None,        # entries of other libraries
-                ):
+                 others:dict|None=None,   # entries of other libraries
+                )->Any:
     "Write `config.json` of the files that are in a folder."
     files = {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.suffix == '.safetensors'}
     config = {**(others or {}), 'softnce': {'format': _FORMAT, **about, 'files': files}}
@@ -105,17 +105,17 @@ class Model(NamedTuple):
     def run(self)->Path: # None of an exported model
         run = self.folder.parent
         return run if self.folder.name == 'model' and (run/'params.yaml').exists() else None
-    def weights(self, name:str=None)->str: # 'last', 'best'; None: those that count
+    def weights(self, name:str|None=None)->str: # 'last', 'best'; None: those that count
         "The name of a file of weights; UsageError with those there are."
         there = self.about['weights']
         known = [k for k in there if k != 'used']
         if name is not None and name not in known:
             raise UsageError(f"weights must be {' or '.join(known)}, got {name!r}")
         return there[name or there['used']]['file']
-    def tool(self, name:str): # a module of the family that made it
+    def tool(self, name:str)->Any: # a module of the family that made it
         "What can use it; nothing of `softnce.runs` knows of models."
         return importlib.import_module(f"softnce.{self.about['family']}.{name}")
-    def check(self, *names): # of files; none: all
+    def check(self, *names:Any)->Any: # of files; none: all
         "UsageError with the path of a file that is missing or not what was written."
         for name in names or self.about['files']:
             path = self.folder/name
@@ -129,7 +129,7 @@ class Model(NamedTuple):
         return f"restore it, or remove {where} and make the run again"
 
 # %% ../../nbs/runs/model_folder.ipynb #6b6632e6
-def find_model(path)->Model: # of a run, of its folder `model`, or of an exported model
+def find_model(path:Any)->Model: # of a run, of its folder `model`, or of an exported model
     "The model at a path; UsageError of one line that says what is wrong and what helps."
     folder = _folder_of(path)
     about = read_json(folder/'config.json')

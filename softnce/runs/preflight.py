@@ -30,7 +30,7 @@ where something is wrong, and may say what data the run reads and how much room 
 import contextlib, hashlib, io, os, shutil, tempfile, time, traceback
 from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from .changes import Changes, provenance
 from .experiment import Experiment, find_experiment, resolve, run_id
 from .run import Run, short_path
@@ -91,7 +91,7 @@ def _of_file(path):
 
 # %% ../../nbs/runs/preflight.ipynb #2fbf87b5
 @look_once
-def fingerprint(*paths,       # files and folders; None is passed over
+def fingerprint(*paths:Any,   # files and folders; None is passed over
                 only:str='*', # of a folder, the files whose name fits
                )->dict:       # absolute path -> text
     "What the data is: a change of it changes the text. UsageError for a path where nothing is."
@@ -173,8 +173,8 @@ def _look_at(experiment, resolved, run):
 
 # %% ../../nbs/runs/preflight.ipynb #0a292015
 def check_run(name:str,             # an experiment, or a path to an .ipynb
-              parameters:dict=None, # name -> value; the notebook's defaults for the rest
-              out_dir='runs',       # where runs are kept
+              parameters:dict|None=None, # name -> value; the notebook's defaults for the rest
+              out_dir:Any='runs',   # where runs are kept
              )->Checked:            # the run, its parameters, what has changed since its last attempt
     "Everything that can be said before a run starts; nothing is made. UsageError for what is wrong."
     experiment = name if isinstance(name, Experiment) else find_experiment(name)

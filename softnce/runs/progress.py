@@ -27,6 +27,7 @@ runs that failed.
 # %% ../../nbs/runs/progress.ipynb #50bbcd97
 import re, shutil, sys, time
 from pathlib import Path
+from typing import Any
 from .locks import RunLocked, lock, lock_owner
 from .report import find_run_dirs
 from .run import Run
@@ -86,9 +87,9 @@ def _parameters_of(folders):
     return [' '.join(f'{k}={p[k]}' for k in names[f.parent] if k in p) for f in folders for p in [known[f.parent][f]]]
 
 # %% ../../nbs/runs/progress.ipynb #50d19dd6
-def status(root='runs', # a folder of runs, of one experiment's runs, or one run
-           config=None, # a config of the Snakefile, a file: its runs that do not exist are missing
-          ):            # DataFrame: experiment, id, state, seconds, last (row), note, parameters; and failures, by id
+def status(root:Any='runs', # a folder of runs, of one experiment's runs, or one run
+           config:Any=None, # a config of the Snakefile, a file: its runs that do not exist are missing
+          )->Any:       # DataFrame: experiment, id, state, seconds, last (row), note, parameters; and failures, by id
     """Every run's state: done, running, failed, stopped (it resumes), interrupted, killed (no word), damaged or
     missing; and the parameters that differ. UsageError where there is no run, and no config that plans one."""
     import pandas as pd
@@ -133,7 +134,7 @@ def watch_status(root, config, every):
         time.sleep(every)
 
 # %% ../../nbs/runs/progress.ipynb #a55b99f7
-def clean(root='runs',        # a folder of runs, of one experiment's runs, or one run
+def clean(root:Any='runs',    # a folder of runs, of one experiment's runs, or one run
           dry_run:bool=False, # only say which
          )->list:             # of folders
     "Remove the runs that failed; one that another process writes is left alone. UsageError where there is no run."

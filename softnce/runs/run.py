@@ -31,6 +31,7 @@ ValueError: new column 'los': the first row of history.csv fixed the columns to 
 import atexit, csv, io, json, math, os, re, signal, tempfile, threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from .values import UsageError, read_yaml
 
 # %% ../../nbs/runs/run.ipynb #ec9b39fc
@@ -121,10 +122,10 @@ class Run:
     def progress(self)->str: # '' where nothing is known
         try: return self.progress_file.read_text(encoding='utf-8').strip()
         except (OSError, UnicodeDecodeError): return ''
-    def log_row(self, **row):
+    def log_row(self, **row:Any)->None:
         "Append a row of scalars to history.csv. The first row fixes the columns: ValueError for a new one."
         _append_row(self.dir/'history.csv', row)
-    def history(self):
+    def history(self)->list:
         "The rows so far, a DataFrame; empty before the first."
         import pandas as pd
         path = self.dir/'history.csv'
@@ -133,7 +134,7 @@ class Run:
             whole = text[:text.rfind('\n')+1] # a line may be on its way
             return pd.read_csv(io.StringIO(whole)) if whole else pd.DataFrame()
         except ValueError as e: raise damaged(path, f'not CSV: {e}') from None # of pandas and of UTF-8
-    def save_metrics(self, rows):
+    def save_metrics(self, rows:Any)->None:
         "Set the result: a dict, a list of dicts or a DataFrame. A second call replaces the first."
         rows = rows.to_dict('records') if hasattr(rows, 'to_dict') else rows
         if not isinstance(rows, dict) and not (isinstance(rows, list) and all(isinstance(r, dict) for r in rows)):
@@ -150,7 +151,7 @@ class Run:
         path = self.dir/'params.yaml'
         try: return read_yaml(path)
         except UsageError as e: raise damaged(path, str(e).removeprefix(str(path)).strip(' :')) from None
-    def save_table(self, df, name:str):
+    def save_table(self, df:Any, name:str)->None:
         "Save a DataFrame or a list of dicts as `<name>.csv`, to be printed at the end; a named index becomes columns."
         import pandas as pd
         _check_file_name(name)
@@ -159,7 +160,7 @@ class Run:
         keep = any(n is not None for n in df.index.names) or not isinstance(df.index, pd.RangeIndex)
         write_atomically(self.dir/f'{name}.csv', df.to_csv(index=keep))
         self._note('tables', name)
-    def save_figure(self, fig, name:str):
+    def save_figure(self, fig:Any, name:str)->None:
         "Save a matplotlib figure as `<name>.png`, its path to be printed at the end."
         _check_file_name(name)
         png = io.BytesIO()

@@ -23,7 +23,7 @@ ValueError: seed is an empty list: a grid needs at least one value of it
 # %% ../../nbs/runs/sweeps.ipynb #b49522c2
 import itertools, json, os, re, shlex, shutil, subprocess, sys, time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from .changes import mixed
 from .execute import EXIT_STOPPED, RunFailed, RunStopped
 from .experiment import Experiment, UsageError, checkout, find_experiment, resolve, run_id
@@ -33,7 +33,7 @@ from .run import Run, short_path, write_atomically
 from .values import read_number
 
 # %% ../../nbs/runs/sweeps.ipynb #79f0cec0
-def grid(**axes, # parameter -> value, or list of values
+def grid(**axes:Any, # parameter -> value, or list of values
         )->list: # of dicts, the last axis fastest
     """Every combination of the axes: lists, tuples and ranges are axes, anything else is the same in all.
     A list as a value: `[[0, 1]]`. ValueError for an empty axis."""
@@ -53,7 +53,7 @@ def runs_root(out_dir=None)->Path: # a folder of runs
 # %% ../../nbs/runs/sweeps.ipynb #d1d532b9
 def run_dir(name:str,        # an experiment, or a path to an .ipynb
             parameters:dict, # name -> value; the notebook's defaults for the rest
-            out_dir=None,    # a folder of runs; inside a run its own, else `runs`
+            out_dir:Any=None, # a folder of runs; inside a run its own, else `runs`
            )->Path:          # whether or not it exists
     "The directory of the run with these parameters; UsageError for parameters that the experiment does not have."
     experiment = find_experiment(name)
@@ -108,8 +108,8 @@ def _failures(failed, total):
 # %% ../../nbs/runs/sweeps.ipynb #68c5b78f
 def run_all(name:str,      # an experiment, or a path to an .ipynb
             settings:list, # of dicts of parameters, such as `grid(...)`
-            out_dir=None,  # a folder of runs; inside a run its own, else `runs`
-           ):              # DataFrame, as `collect`: one row per row of metrics, in the order of `settings`
+            out_dir:Any=None, # a folder of runs; inside a run its own, else `runs`
+           )->Any:         # DataFrame, as `collect`: one row per row of metrics, in the order of `settings`
     """Make the runs that are missing and read them all. UsageError before the first for wrong parameters and for a
     finished run of other data, RunFailed at the end, with the last line of every run that failed."""
     root, failed = runs_root(out_dir), {}
@@ -134,8 +134,8 @@ def _check_all(name, settings, root):
     return [c.run.dir for c in checked]
 
 # %% ../../nbs/runs/sweeps.ipynb #82f0c483
-def needs(name,                 # the experiment of a figure: its name, a path to an .ipynb, or the `Experiment`
-          parameters:dict=None, # name -> value; the notebook's defaults for the rest
+def needs(name:Any,             # the experiment of a figure: its name, a path to an .ipynb, or the `Experiment`
+          parameters:dict|None=None, # name -> value; the notebook's defaults for the rest
          )->dict:               # experiment -> list of parameter dicts; empty for one that needs no other run
     "The runs a notebook asks for in its cell tagged `runs`; UsageError if it needs more than parameters and `grid`."
     experiment = name if isinstance(name, Experiment) else find_experiment(name)
@@ -231,7 +231,7 @@ class Plan:
         "Experiments that need other runs, or those that do not."
         found = {k[0] for k, run in self.runs.items() if bool(run.experiment.tagged('runs')) == figures}
         return '|'.join(map(re.escape, sorted(found))) or '(?!)' # which matches nothing
-    def problems(self, targets=())->list: # of names of targets; none, or others: all
+    def problems(self, targets:Any=())->list: # of names of targets; none, or others: all
         "What keeps the unfinished runs behind some targets from starting, a line each."
         asked = targets if targets and set(targets) <= set(self.targets) else self.targets
         todo, seen, found = [key for name in asked for key in self.targets[name]], set(), {}
@@ -245,7 +245,7 @@ class Plan:
                 except UsageError as e: found.setdefault(str(e).removeprefix(f'{key[0]}: '), []).append(' '.join(key))
         return [f"{_count(keys)} cannot start: {message} ({', '.join(sorted(keys)[:3])}{', ...' if keys[3:] else ''})"
                 for message, keys in found.items()]
-    def resource(self, name:str, default): # function of Snakemake's wildcards
+    def resource(self, name:str, default:Any)->Any: # function of Snakemake's wildcards
         "A resource of a run from the config, by experiment; times the run's `processes` for GPUs."
         def of(wildcards):
             run = self.runs[wildcards.experiment, wildcards.id]
@@ -263,9 +263,9 @@ class Plan:
         return self.runs[experiment, id].experiment.code_hash
 
 # %% ../../nbs/runs/sweeps.ipynb #593a6b6e
-def wait_for_queue(prefix='softnce', # of the jobs' names, as in profiles/slurm
-                   every=10.,        # seconds between two looks
-                  ):
+def wait_for_queue(prefix:str='softnce', # of the jobs' names, as in profiles/slurm
+                   every:float=10.,  # seconds between two looks
+                  )->None:
     "Wait until no Slurm job of this folder from an earlier Snakemake is left; says how to cancel them instead."
     here, told = str(Path.cwd()), None
     while shutil.which('squeue'):
@@ -277,14 +277,14 @@ def wait_for_queue(prefix='softnce', # of the jobs' names, as in profiles/slurm
         told = jobs
         time.sleep(every)
 
-def say_problems(plan:Plan, workflow)->list: # Snakemake's
+def say_problems(plan:Plan, workflow:Any)->list: # Snakemake's
     "Say on stderr what keeps the runs that were asked for from starting, once, where Snakemake itself runs; the lines."
     if not getattr(workflow, 'is_main_process', True): return [] # a job of it: its run makes its own checks
     lines = plan.problems(getattr(getattr(workflow, 'dag_settings', None), 'targets', None) or ())
     for line in lines: print(f'softnce: {line}', file=sys.stderr, flush=True)
     return lines
 
-def check_partition(settings): # Snakemake's default resources, or None
+def check_partition(settings:Any)->Any: # Snakemake's default resources, or None
     "UsageError naming the partitions that exist, where there is a Slurm and it has no such partition."
     texts = [a.partition('=')[2] for a in getattr(settings, 'args', ()) if a.startswith('slurm_partition=')]
     if not texts or not shutil.which('sinfo'): return

@@ -185,7 +185,7 @@ def _read_pair(pair, parameters):
 
 # %% ../../nbs/runs/values.ipynb #7d1064b3
 def parse_overrides(pairs:list,           # texts `key=value`, or `@FILE`
-                    parameters:dict=None, # name -> `Parameter` of the experiment: where a default is text, values are
+                    parameters:dict|None=None, # name -> `Parameter`: where a default is text, values are
                    )->dict:               # name -> value
     "Parameters from a command line; UsageError for a malformed or repeated one, and for a file that cannot be read."
     found, from_files, known = {}, {}, parameters or {}

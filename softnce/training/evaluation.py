@@ -27,6 +27,7 @@ distributions (votes), the scores against these stand beside those against the l
 
 # %% ../../nbs/training/evaluation.ipynb #7d66647a
 import warnings
+from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -60,8 +61,8 @@ def _top_accuracy(probs, labels, k): # ties as `argmax` and `topk` break them
 # %% ../../nbs/training/evaluation.ipynb #c6911914
 @torch.no_grad()
 def predict(model:nn.Module, # inputs to logits
-            loader,          # batches of `(inputs, labels)`; labels are class ids or distributions
-            device=None,     # None: the model's
+            loader:Any,      # batches of `(inputs, labels)`; labels are class ids or distributions
+            device:Any=None, # None: the model's
            )->tuple:         # logits `(N, K)` and labels, on the CPU
     """Logits of a whole loader, in evaluation mode; the model's mode is put back.
 
@@ -103,7 +104,7 @@ def _batches_of_all_ranks(own, rows): # one batch of all rows in order; a rank m
 def read_out(loss:nn.Module,   # a loss, with `probs` or without
              logits:Tensor,    # `(N, K)`
              epsilon:float=0., # smoothing of the training targets
-             targets:str=None, # their kind, as `loss.probs` takes it; None: not said
+             targets:str|None=None, # their kind, as `loss.probs` takes it; None: not said
             )->Tensor:         # `(N, K)` probabilities, float64
     """The probabilities of a model trained with `loss`: `loss.probs`, or a softmax. ValueError for an unknown kind.
 
@@ -112,7 +113,7 @@ def read_out(loss:nn.Module,   # a loss, with `probs` or without
     logits, kind = logits.double(), {} if targets is None else dict(targets=targets)
     return loss.probs(logits, epsilon, **kind) if hasattr(loss, 'probs') else logits.softmax(-1)
 
-def read_out_caveat(loss:nn.Module, logits:Tensor, targets:str=None)->str: # as `read_out`
+def read_out_caveat(loss:nn.Module, logits:Tensor, targets:str|None=None)->str: # as `read_out`
     "Why `loss.probs` refuses this kind of targets, in words; empty where the read-out is right, or no kind is said."
     check_kind(targets)
     if targets is None or not hasattr(loss, 'probs'): return ''

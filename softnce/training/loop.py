@@ -32,6 +32,7 @@ import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -48,11 +49,11 @@ from .tracking import check_trackers, follow, start_trackers
 
 # %% ../../nbs/training/loop.ipynb #e90e1615
 def micro_losses(loss:nn.Module, # of logits and targets
-                 logits_of,      # micro-batch number -> its logits
-                 targets,        # the targets of the whole step
+                 logits_of:Any,  # micro-batch number -> its logits
+                 targets:Any,    # the targets of the whole step
                  slices:list,    # of rows, one a micro-batch
-                 ranks:str=None, # whose targets are candidates, 'own' or 'all'; None: as the loss's noise source says
-                ):               # yields the micro-batches' shares of the loss of the whole step
+                 ranks:str|None=None, # whose targets are candidates, 'own' or 'all'; None: as the noise source says
+                )->Any:          # yields the micro-batches' shares of the loss of the whole step
     "The loss of a step in micro-batches: their candidates are the targets of the whole step, which carry no gradient."
     contrastive = len(slices) > 1 and isinstance(loss, InfoNCE) # others see a row alone: shares add up as they are
     total = _count(loss, targets)
@@ -105,12 +106,12 @@ def _sources(loss, micro, options, ranks):
 # %% ../../nbs/training/loop.ipynb #6b9221ac
 def fit(model:nn.Module,    # inputs to logits
         loss:nn.Module,     # of logits and targets, such as `SoftTargetInfoNCE`
-        train_loader,       # batches of inputs and targets, with a length
-        eval_loader,        # batches of inputs and class ids, or distributions
+        train_loader:Any,   # batches of inputs and targets, with a length
+        eval_loader:Any,    # batches of inputs and class ids, or distributions
         config:TrainConfig, # settings
-        on_epoch=None,      # called with each epoch's row (on the first rank), such as `lambda row: run.log_row(**row)`
-        generators=(),      # `torch.Generator`s of the caller's own, used by a transform, say
-        evaluate=evaluate,  # `(model, loss, eval_loader, config) -> dict`
+        on_epoch:Any=None,  # called with each epoch's row (on the first rank), such as `lambda row: run.log_row(**row)`
+        generators:Any=(),  # `torch.Generator`s of the caller's own, used by a transform, say
+        evaluate:Any=evaluate, # `(model, loss, eval_loader, config) -> dict`
        )->dict:             # the row that counts: seed, epoch, split, lr, train_loss and what `evaluate` returns
     """Train, evaluate after every epoch, and go on from `config.checkpoint_dir` if there is something to go on from.
 

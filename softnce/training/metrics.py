@@ -27,6 +27,8 @@ True
 """
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f13
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -73,15 +75,15 @@ class ExpectedAccuracy(_OfRows):
     "`softnce.calibration.expected_accuracy`: the labels' mass at the predictions; the accuracy, for class ids."
     higher_is_better, kept = True, ('confidence', 'mass')
     of_rows = staticmethod(calibration.confidence_and_mass)
-    def compute(self): return self.rows()[1].mean()
+    def compute(self)->Any: return self.rows()[1].mean()
 
 class ExpectedCalibrationError(_OfRows):
     "`softnce.calibration.expected_calibration_error`, with the labels' mass at the predictions as accuracy."
     kept, of_rows = ('confidence', 'mass'), staticmethod(calibration.confidence_and_mass)
-    def __init__(self, num_bins:int=15, **kwargs): # bins of equal width on [0, 1]
+    def __init__(self, num_bins:int=15, **kwargs:Any): # bins of equal width on [0, 1]
         super().__init__(**kwargs)
         self.num_bins = num_bins
-    def compute(self):
+    def compute(self)->Any:
         gap = calibration.mean_gap(calibration.binned(*self.rows(), self.num_bins))
         return torch.tensor(gap, dtype=torch.float64, device=self.device)
 
@@ -89,7 +91,7 @@ class EntropyCorrelation(_OfRows):
     "`softnce.calibration.entropy_correlation`, over the rows of all batches and ranks."
     higher_is_better, kept = True, ('of_probs', 'of_labels')
     of_rows = staticmethod(calibration.entropies)
-    def compute(self):
+    def compute(self)->Any:
         return torch.tensor(calibration.correlation(*self.rows()), dtype=torch.float64, device=self.device)
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f26
@@ -98,13 +100,13 @@ class ClasswiseCalibrationError(Metric):
     is_differentiable, higher_is_better, full_state_update = False, False, False
     def __init__(self, num_classes:int, # K
                  num_bins:int=15,       # bins of equal width on [0, 1]
-                 **kwargs):             # of `torchmetrics.Metric`
+                 **kwargs:Any):         # of `torchmetrics.Metric`
         super().__init__(**kwargs)
         self.set_dtype(torch.float64)
         self.num_classes, self.num_bins = num_classes, num_bins
         self.add_state('gaps', torch.zeros(num_classes*num_bins, dtype=torch.float64), dist_reduce_fx='sum')
         self.add_state('count', torch.tensor(0), dist_reduce_fx='sum')
-    def update(self, probs:Tensor, labels): # as of the others
+    def update(self, probs:Tensor, labels:Any)->Any: # as of the others
         "Add rows of `num_classes` classes. Raises ValueError as `softnce.calibration.reliability` does."
         probs, labels = checked(probs, labels)
         if probs.shape[1] != self.num_classes:
@@ -112,7 +114,7 @@ class ClasswiseCalibrationError(Metric):
                              f"got {probs.shape[1]}")
         self.gaps += calibration.class_gaps(probs, labels, self.num_bins)
         self.count += len(probs)
-    def compute(self): return self.gaps.abs().sum()/(self.count*self.num_classes)
+    def compute(self)->Any: return self.gaps.abs().sum()/(self.count*self.num_classes)
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f28
 SCORES = ('cross_entropy', 'kl', 'soft_brier', 'total_variation', 'expected_accuracy', 'soft_ece', 'classwise_ece',
@@ -120,7 +122,7 @@ SCORES = ('cross_entropy', 'kl', 'soft_brier', 'total_variation', 'expected_accu
 
 def distribution_metrics(num_classes:int,  # K
                          num_bins:int=15,  # of the calibration errors
-                         **kwargs,         # of `torchmetrics.Metric`, such as `sync_on_compute=False`
+                         **kwargs:Any,     # of `torchmetrics.Metric`, such as `sync_on_compute=False`
                         )->MetricCollection: # `update(probs, labels)`; `compute()` gives a dict
     "All scores against label distributions, by the names of the columns of `metrics.json`."
     found = (NegativeLogLikelihood(**kwargs), KLDivergence(**kwargs), BrierScore(**kwargs), TotalVariation(**kwargs),
@@ -138,10 +140,10 @@ def distribution_scores(probs:Tensor, labels, num_bins:int=15)->dict: # name -> 
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f32
 def distribution_floors(probs:Tensor,    # `(N, K)`, taken as the distributions that votes are drawn from
-                        num_votes,       # V >= 1, votes a label is the average of: a number or `(N,)`
+                        num_votes:Any,   # V >= 1, votes a label is the average of: a number or `(N,)`
                         num_bins:int=15, # of the calibration error
                         draws:int=20,    # sets of labels drawn for its floor
-                        generator:torch.Generator=None, # of these draws
+                        generator:torch.Generator|None=None, # of these draws
                        )->dict:          # `cross_entropy_floor`, `kl_floor`, and so on
     "What exactly right probabilities score against averages of V votes. Raises ValueError as `vote_floor` does."
     f = vote_floor(probs, num_votes)

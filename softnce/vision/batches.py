@@ -22,6 +22,7 @@ True
 # %% ../../nbs/vision/batches.ipynb #fd476def
 import random, warnings
 from contextlib import contextmanager
+from typing import Any
 import numpy as np
 import torch
 from PIL import ImageOps
@@ -57,8 +58,8 @@ def transforms(size:int,           # pixels a side
                train:bool=False,   # augment
                auto_augment:str='rand-m9-mstd0.5-inc1', # RandAugment(9, 0.5); None: crop and flip only
                scale:tuple=(.08, 1.), # area of the random crop
-               crop_pct:float=None, # of the evaluation's centre crop; None: 0.875 from 224 pixels on, else 1
-              ):                   # PIL image to uint8 tensor `(3, size, size)`
+               crop_pct:float|None=None, # of the evaluation's centre crop; None: 0.875 from 224 pixels on, else 1
+              )->Any:              # PIL image to uint8 tensor `(3, size, size)`
     "timm's transforms of a PIL image, before normalisation."
     from timm.data import create_transform
     crop_pct = crop_pct or (.875 if size >= 224 else 1.) # ImageNet's habit; small images have no border to lose
@@ -168,15 +169,15 @@ class Batches:
                  data:ImageSet,
                  batch_size:int,      # rows, over all ranks
                  train:bool=False,    # shuffle, drop the incomplete batch, erase and mix; else all rows in order
-                 transform=None,      # of an image, to a tensor; None: the images are tensors
-                 mean=None, std=None, # of each channel, to normalise bytes with
+                 transform:Any=None,  # of an image, to a tensor; None: the images are tensors
+                 mean:Any=None, std:Any=None, # of each channel, to normalise bytes with
                  erase:float=0.,      # probability of random erasing
-                 mixing=None,         # `Mixing`, or any function of images and targets
+                 mixing:Any=None,     # `Mixing`, or any function of images and targets
                  seed:int=0, num_workers:int=0,
                  rank:int=0, world:int=1, # this rank reads rows rank, rank+world, ... of each batch
-                 device='cpu',
+                 device:Any='cpu',
                  max_corrupt:float=.01, # share of unreadable images above which there is an error
-                 counted:tuple=None): # names of unreadable images so far and the number of all, shared by several parts
+                 counted:tuple|None=None): # names of unreadable images and the number of all, shared by parts
         _check_batch_size(batch_size, len(data), train, world)
         self.data, self.mean, self.std, self.mixing, self.seed = data, mean, std, mixing, seed
         self.rank, self.world, self.train, self.device = rank, world, train, device
@@ -192,7 +193,7 @@ class Batches:
 
     def __len__(self): return len(self.order)
 
-    def seek(self, epoch:int, batch:int=0):
+    def seek(self, epoch:int, batch:int=0)->None:
         "The next iteration starts at this batch of this epoch."
         self.order.epoch, self.order.start = epoch, batch
 
@@ -209,7 +210,7 @@ class Batches:
             yield batch
         self.order.start = 0
 
-    def finish(self, x:Tensor, targets)->tuple:
+    def finish(self, x:Tensor, targets:Any)->tuple:
         "Bytes to normalised floats; in training erased and mixed."
         if x.dtype == torch.uint8:
             mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1)*255 for v in (self.mean, self.std))

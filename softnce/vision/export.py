@@ -28,6 +28,7 @@ __doc__ = """The folder that `softnce export RUN --to DIR` writes: a model to ha
 import math
 from importlib import util
 from pathlib import Path
+from typing import Any
 from ..runs import UsageError
 from ..runs.model_folder import Model, write_config, write_folder
 from ..runs.run import Run
@@ -162,8 +163,8 @@ def _fill(part, model, weights, onnx): # the files
 
 # %% ../../nbs/vision/export.ipynb #af11cfa0
 def export_model(model:Model, # of `find_model`
-                 to,          # a folder that is not there, or is empty
-                 weights:str=None, # 'last' or 'best'; None: those that count
+                 to:Any,      # a folder that is not there, or is empty
+                 weights:str|None=None, # 'last' or 'best'; None: those that count
                  onnx:bool=True,   # also as ONNX
                 )->Path:      # the folder
     "Write a folder to hand on. UsageError before anything heavy is imported."

@@ -23,6 +23,7 @@ there is an error that says how large it is and where it comes from.
 import io, pickle, re
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 import numpy as np
 import torch
 from .files import Files, place, read_bytes, scan, shortened
@@ -83,7 +84,7 @@ def _cifar_part(root, name, num_classes): # rows of 3 x 32 x 32 bytes, one chann
     return ImageSet(np.ascontiguousarray(images), labels)
 
 # %% ../../nbs/vision/images.ipynb #06df3de4
-def cifar100(root, valid:float=.1, seed:int=0, download:bool=False)->Splits:
+def cifar100(root:Any, valid:float=.1, seed:int=0, download:bool=False)->Splits:
     """CIFAR-100 from its folder `cifar-100-python`, or a zip file of it; the official test part is reported.
     FileNotFoundError if it is not there, ValueError for a damaged file."""
     if download and not any((place(root)/d/'train').is_file() for d in ('.', 'cifar-100-python')):
@@ -121,7 +122,7 @@ def _read_layout(layout,  # of `read_layout`
     return say_left_out(Splits(*parts, found.classes, **form))
 
 # %% ../../nbs/vision/images.ipynb #833c7b39
-def folder(root, valid:float=.1, test:float=.1, seed:int=0)->Splits:
+def folder(root:Any, valid:float=.1, test:float=.1, seed:int=0)->Splits:
     """A folder (or zip file) of images, one folder a class, perhaps below `train/`, `val/` and `test/`. What is found
     and not used is named in a warning; ValueError with what was found and what is expected."""
     return _read_layout(read_layout(root), valid, test, seed)
@@ -139,7 +140,7 @@ def _tiny_at(root, download):
         return _fetch_tiny(root)
 
 # %% ../../nbs/vision/images.ipynb #f7e6db23
-def tiny_imagenet(root, valid:float=.1, seed:int=0, download:bool=False)->Splits:
+def tiny_imagenet(root:Any, valid:float=.1, seed:int=0, download:bool=False)->Splits:
     """Tiny ImageNet from its zip file or folder, as delivered or with the validation images in folders. The official
     validation part is reported, for the test part has no labels. ValueError if classes or that part are missing."""
     root = _tiny_at(root, download)
@@ -158,8 +159,8 @@ def _imagenet(root, valid=.1, seed=0):
     return _read_layout(read_layout(root, IMAGENET_1K, imagenet_listed), valid, .1, seed)
 
 # %% ../../nbs/vision/images.ipynb #08a3e5b6
-def soft_labels(root,   # a folder, or a zip file, of images
-                labels, # a table: file name, then one column a class; or an npy file: `(N, K)` for the sorted names
+def soft_labels(root:Any, # a folder, or a zip file, of images
+                labels:Any, # a table: file name, then one column a class; or an npy file: `(N, K)` for the sorted names
                 valid:float=.1, test:float=.1, seed:int=0,
                 rescale:bool=False, # divide rows that are rounded or in percent by their sum
                )->Splits:
@@ -179,12 +180,12 @@ def soft_labels(root,   # a folder, or a zip file, of images
 # %% ../../nbs/vision/images.ipynb #89757817
 def load(name:str,        # 'digits', 'cifar100', 'tiny_imagenet', 'imagenet', 'folder', 'soft_labels' or, for rounded
                           # rows and percent, 'rescaled_labels'
-         root=None,       # where the data is: a folder, or a zip file
-         labels=None,     # of 'soft_labels': a table or npy file
-         valid:float=None, # share of the training images that choose models; None: 0.1 (digits 0.2)
+         root:Any=None,   # where the data is: a folder, or a zip file
+         labels:Any=None, # of 'soft_labels': a table or npy file
+         valid:float|None=None, # share of the training images that choose models; None: 0.1 (digits 0.2)
          seed:int=0,      # of every drawn part
-         classes:int=None, # the first classes only
-         limit:int=None,  # training images a class
+         classes:int|None=None, # the first classes only
+         limit:int|None=None, # training images a class
          download:bool=False, # where the licence allows
         )->Splits:
     "A data set by name. FileNotFoundError with size and source if it is not there; ValueError for another name."

@@ -23,6 +23,7 @@ tensor([[1, 0],
 
 # %% ../../nbs/vision/judged.ipynb #273391b1
 import math, warnings
+from typing import Any
 import numpy as np
 import torch
 from pathlib import Path
@@ -50,7 +51,7 @@ def wilson(right:int, rows:int, z:float=1.96)->tuple: # low, high; (0, 1) withou
 # %% ../../nbs/vision/judged.ipynb #eed6e25e
 def per_class(counts:Tensor, # of `confusion`
               classes:list,  # K names
-             ):              # DataFrame, a row a class, the worst first
+             )->Any:         # DataFrame, a row a class, the worst first
     "Images, share found with its 95 % interval, share right among those predicted so, and the most frequent confusion."
     import pandas as pd # optional, as matplotlib is
     rows = []
@@ -66,7 +67,7 @@ def per_class(counts:Tensor, # of `confusion`
 # %% ../../nbs/vision/judged.ipynb #34eb8005
 _MOST_CLASSES = 30 # of a matrix whose names can still be read
 
-def draw_confusion(counts:Tensor, classes:list): # a matplotlib figure
+def draw_confusion(counts:Tensor, classes:list)->Any: # a matplotlib figure
     "The matrix of `confusion`, of many classes those with the most mistakes."
     import matplotlib.pyplot as plt
     wrong = counts.sum(0) + counts.sum(1) - 2*counts.diagonal()
@@ -100,7 +101,7 @@ def _thumbnail(image, side=96): # pixels: what a figure of six columns shows
 
 def draw_mistakes(part:ImageSet,  # of the images
                   rows:list,      # numbers in the part, one for each row of `probs`; None: not known
-                  probs:Tensor, labels:Tensor, classes:list, count:int=12): # a matplotlib figure; None: none
+                  probs:Tensor, labels:Tensor, classes:list, count:int=12)->Any: # a matplotlib figure; None: none
     "The worst mistakes as pictures, each with what it is and what it was taken for."
     import matplotlib.pyplot as plt
     worst = worst_mistakes(probs, labels, count).tolist()
@@ -124,10 +125,10 @@ def readable_rows(part:ImageSet, corrupt:list, # what a training names as unread
     if len(rows) == count: return rows
     warnings.warn(f"{count} rows of logits for {len(rows)} images that can be read: the rows have no names")
 
-def save_predictions(path, part:ImageSet,
+def save_predictions(path:Any, part:ImageSet,
                      rows:list,     # of `readable_rows`
                      probs:Tensor, labels:Tensor, # `(N, K)`, `(N,)`
-                     classes:list): # K names
+                     classes:list)->Any: # K names
     "Write the predictions of a part as CSV, atomically."
     soft, top = part.targets.ndim == 2 and rows is not None, usual_top(len(classes))
     more = [*(['p_label'] if top else []), *(f'q_{c}' for c in classes if soft)]

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -180,7 +181,7 @@ def make_model(name:str,             # 'small_cnn', 'resnet18_64', 'vit_tiny', '
                logits_bn:bool=False, # of the head
                drop_path:float=0.,   # of models that have residual paths
                width:int=16,         # of 'small_cnn'
-               pretrained=False,     # True: timm's weights (of 'vit_b16': MAE's), or a checkpoint's file
+               pretrained:bool|str=False, # True: timm's weights (of 'vit_b16': MAE's), or a checkpoint's file
               fetch:bool=True,      # False: the same network without these weights, for others that are loaded later
               )->nn.Module: # with `loaded`, what a checkpoint gave it
     """A classifier with the head of `make_head`; ValueError for a name that timm does not know, a size or a setting
@@ -271,7 +272,7 @@ def _share(tensors, all_tensors): return sum(v.numel() for v in tensors)/max(sum
 
 # %% ../../nbs/vision/models.ipynb #2f56cdbd
 def load_weights(model:nn.Module, # of timm's, or `SmallCNN`
-                 path,            # a checkpoint: a file of torch or safetensors, or a folder with one
+                 path:Any,        # a checkpoint: a file of torch or safetensors, or a folder with one
                 )->LoadedWeights: # what was loaded, resized, missing and left out
     """Weights of the body from a local file, position embeddings resized; the head stays. ValueError for a file that
     cannot be read, and unless it holds nine tenths of the body; FileNotFoundError if there is none."""

@@ -138,9 +138,9 @@ def _predict_all(model, paths, write, top, batch_size):
 # %% ../../nbs/vision/predictions.ipynb #709a559c
 def predict_files(model:Model,      # of `find_model`
                   given:list,       # files, folders and patterns
-                  csv:str=None,     # a file for the table; None: lines to read, on stdout
-                  top:int=None,     # the k largest; None: a column for each of up to 100 classes, else 5
-                  weights:str=None, # 'last' or 'best'; None: those that count
+                  csv:str|None=None, # a file for the table; None: lines to read, on stdout
+                  top:int|None=None, # the k largest; None: a column for each of up to 100 classes, else 5
+                  weights:str|None=None, # 'last' or 'best'; None: those that count
                   device:str='auto', # or 'cpu'
                   batch_size:int=64)->list: # of the files that cannot be read: path and reason
     "Predict images in files, and name those that are none on stderr. UsageError before anything heavy is imported."

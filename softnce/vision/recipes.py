@@ -17,6 +17,7 @@ tensor([0.7500, 0.2500])
 
 # %% ../../nbs/vision/recipes.ipynb #8267e211
 from pathlib import Path
+from typing import Any
 import torch
 from ..losses import (NLL, ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy,
                             SoftTargetInfoNCE)
@@ -42,13 +43,13 @@ def _noise_source(noise, size, lam, epsilon):
 
 # %% ../../nbs/vision/recipes.ipynb #cef954ae
 def make_loss(name:str,       # a key of `NAMES`
-              labels=None,    # `(N,)` class ids or `(N, K)` probabilities of the training set: the noise of InfoNCE
-              num_classes:int=None, # K
+              labels:Any=None, # `(N,)` class ids or `(N, K)` probabilities of the training set: the noise of InfoNCE
+              num_classes:int|None=None, # K
               noise:str='in_batch', # 'in_batch', 'queue', 'fresh' or 'closed_form'
               noise_size:int=4096, # of queue and fresh
               noise_lam:float=1., # weight of the first of two labels of a noise target (fresh, closed_form)
               noise_epsilon:float=0., # smoothing of the noise targets (fresh, closed_form)
-             ):
+             )->Any:
     "A loss module by name, with its noise source; ValueError naming what exists."
     if name not in LOSSES: raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
     source = _noise_source(noise, noise_size, noise_lam, noise_epsilon)
@@ -56,10 +57,10 @@ def make_loss(name:str,       # a key of `NAMES`
     return LOSSES[name](noise_probs=empirical_noise(labels, num_classes), noise_samples=source)
 
 # %% ../../nbs/vision/recipes.ipynb #d94e2012
-def loaders(data,    # `Splits`
+def loaders(data:Any, # `Splits`
             s:dict,  # `settings`
             loss:str, # a key of `NAMES`; a hard one gets ids drawn from the mixed targets
-            seed:int=0, num_workers:int=0, device='cpu', rank:int=0, world:int=1)->dict:
+            seed:int=0, num_workers:int=0, device:Any='cpu', rank:int=0, world:int=1)->dict:
     "Batches of the three parts: augmented and mixed for training, in order for the others."
     in_files = not isinstance(data.train.images, torch.Tensor) # tensors are neither cropped nor erased
     def view(train):
@@ -85,7 +86,7 @@ _OF_CONFIG = ('epochs', 'lr', 'weight_decay', 'warmup_epochs', 'min_lr', 'layer_
               'accumulate', 'precision', 'compile', 'channels_last') # settings that are fields of `TrainConfig`
 
 # %% ../../nbs/vision/recipes.ipynb #ecfc9823
-def target_kind(data,     # `Splits`
+def target_kind(data:Any, # `Splits`
                 s:dict,   # `settings`
                 loss:str, # a key of `NAMES`
                )->str:    # 'labels', 'votes' or 'mixed'
@@ -97,9 +98,9 @@ def target_kind(data,     # `Splits`
 def train_images(dataset:dict, # arguments of `load`
                  s:dict,       # `settings`, with `lr`
                  loss:dict,    # arguments of `make_loss` but for the labels
-                 folder,       # where `last.pt` and `result.pt` are kept
-                 seed:int=0, device='auto', num_workers:int=0, on_epoch=None,
-                 **config,     # other fields of `TrainConfig`
+                 folder:Any,   # where `last.pt` and `result.pt` are kept
+                 seed:int=0, device:Any='auto', num_workers:int=0, on_epoch:Any=None,
+                 **config:Any, # other fields of `TrainConfig`
                 )->dict: # valid, test: logits and labels; last: the last row; corrupt: names; weights: their number
     "One training, resumed or read back if it is finished. On each rank the same call, as `launch_nodes` makes it."
     if (done := load_checkpoint(Path(folder)/'result.pt')) is not None: return done
@@ -121,10 +122,10 @@ def train_images(dataset:dict, # arguments of `load`
     return done
 
 # %% ../../nbs/vision/recipes.ipynb #7b0c2b5e
-def log_epoch(folder,     # of a run, perhaps from another process
+def log_epoch(folder:Any, # of a run, perhaps from another process
               epochs:int, # of the whole training
               row:dict,   # of the history
-             ):
+             )->None:
     "Append a row to a run's history.csv, once an epoch, and print it."
     from softnce.runs.run import Run
     run = Run(Path(folder))

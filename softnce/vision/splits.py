@@ -22,6 +22,7 @@ tensor([1, 2])
 # %% ../../nbs/vision/splits.ipynb #5357716f
 from dataclasses import dataclass, replace
 import warnings
+from typing import Any
 import numpy as np
 import torch
 from PIL import Image
@@ -62,14 +63,14 @@ class ImageSet:
         row = int(self.rows[i])
         return str(self.images.names[row]) if isinstance(self.images, Files) else f'image {row}'
 
-    def image(self, i:int): # a tensor `(C, H, W)`, or a PIL image
+    def image(self, i:int)->Any: # a tensor `(C, H, W)`, or a PIL image
         x = self.images[int(self.rows[i])]
         return Image.fromarray(x) if isinstance(x, np.ndarray) else x
 
     def target(self, i:int)->Tensor: # a class id, or `(K,)` probabilities
         return self.targets[self.rows[i]]
 
-    def take(self, rows)->'ImageSet': # the rows of this part with these numbers
+    def take(self, rows:Any)->'ImageSet': # the rows of this part with these numbers
         return replace(self, rows=self.rows[torch.as_tensor(rows, dtype=torch.long)])
 
 # %% ../../nbs/vision/splits.ipynb #0e119f17

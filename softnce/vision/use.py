@@ -31,6 +31,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save
@@ -148,14 +149,14 @@ def _network_of(data, s): # arguments of `make_model`
                 hidden=s['hidden'] or None, pretrained=bool(s['pretrained']), **own)
 
 # %% ../../nbs/vision/use.ipynb #6ed25236
-def save_model(folder,        # of the model, such as `run.dir/'model'`
-               checkpoints,   # the folder of the training's checkpoints
-               data, s:dict,  # `Splits` and `settings` of the training
+def save_model(folder:Any,    # of the model, such as `run.dir/'model'`
+               checkpoints:Any, # the folder of the training's checkpoints
+               data:Any, s:dict, # `Splits` and `settings` of the training
                loss:dict,     # arguments of `make_loss` but for the labels
-               valid,         # logits and labels of the validation part
+               valid:Any,     # logits and labels of the validation part
                used:str='last', # the weights that count: 'last' or 'best'
-               **facts,       # more that is to be kept, plain values
-              ):
+               **facts:Any,   # more that is to be kept, plain values
+              )->Any:
     "Write the folder of a finished training, whole or not at all."
     module = make_loss(**loss, labels=data.train.part_targets, num_classes=data.num_classes)
     kind = target_kind(data, s, loss['name'])
@@ -194,7 +195,7 @@ def _opened(image): # a PIL image, from a path or as it is
 # %% ../../nbs/vision/use.ipynb #1a5c7c79
 class ImageModel:
     "A trained classifier with what it takes to use it."
-    def __init__(self, network, read_out, transform, about):
+    def __init__(self, network:Any, read_out:Any, transform:Any, about:Any):
         self.model:nn.Module = network         # `(N, C, size, size)` to `(N, K)` logits, in evaluation mode
         self.transform:Transform = transform   # a PIL image to `(C, size, size)`
         self.about:dict = about                # all that `config.json` says
@@ -213,7 +214,7 @@ class ImageModel:
     def logits(self, images:Tensor)->Tensor: # `(N, C, size, size)` to `(N, K)`, on the CPU
         device = next(self.model.parameters()).device
         return self.model(images.to(device)).float().cpu()
-    def predict(self, images,     # paths, PIL images, one of them, or a tensor `(N, C, size, size)` from `transform`
+    def predict(self, images:Any, # paths, PIL images, one of them, or a tensor `(N, C, size, size)` from `transform`
                 batch_size:int=64, # rows at a time
                )->Tensor:         # `(N, K)` probabilities, float64
         "Probabilities of images; UnreadableImage names a file that is none."
@@ -234,9 +235,9 @@ def layers_of(model:ImageModel, path:str)->str: # of a head; '' for none
     return ', '.join(f'torch.nn.{layer}' for layer in (head if isinstance(head, nn.Sequential) else [head]))
 
 # %% ../../nbs/vision/use.ipynb #f3c08a5e
-def load_run(path,             # of a run, of its folder `model`, or of an exported model
-             weights:str=None, # 'last' or 'best'; None: those that count
-             device='cpu',     # 'auto': a GPU if there is one
+def load_run(path:Any,         # of a run, of its folder `model`, or of an exported model
+             weights:str|None=None, # 'last' or 'best'; None: those that count
+             device:Any='cpu', # 'auto': a GPU if there is one
             )->ImageModel:
     "The model of a finished run. UsageError where there is none, or a file is damaged, with its path."
     found = find_model(path)
