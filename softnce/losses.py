@@ -261,7 +261,7 @@ def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`
 
 # %% ../nbs/losses/modules.ipynb #c452cb87
 import warnings
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -270,7 +270,7 @@ from .contrast.scores import check_temperature, noise_scores
 from .read_outs import (MAX_LOOKS, READ_AS_LABELS, READ_LATER, check_epsilon, check_kind,
                                independent_noise_probs, knows_its_law, labels_alike, of_any_shape, refusal,
                                row_weight, smoothed, unsmooth, untilted, weighted_refusal)
-from .rows import check_class_weight, check_ignore_index, row_count
+from .rows import RowOptions, check_class_weight, check_ignore_index, row_count
 from .sparse import shown
 from .targets import check_fraction, check_simplex
 
@@ -334,7 +334,7 @@ class InfoNCE(NLL):
                  temperature:float|Tensor=1.,        # tau > 0; a tensor becomes a buffer, a Parameter is learned
                  noise_samples:Targets|NoiseSource|None=None, # None: in-batch; extra noise targets; or a source
                  reduction:str='mean',               # 'none' | 'mean' | 'sum'
-                 **options:Any):                     # weight, ignore_index, label_smoothing: as `NLL`
+                 **options:Unpack[RowOptions]):      # weight, ignore_index, label_smoothing: as `NLL`
         super().__init__(temperature, reduction, **options)
         if noise_probs is not None: check_simplex(noise_probs, 'noise_probs', ndim=1, positive=True)
         self.register_buffer('noise_probs', noise_probs)
@@ -382,7 +382,7 @@ class _Drawing(InfoNCE):
     def __init__(self, noise_probs:Tensor|None=None, temperature:float|Tensor=1.,
                  noise_samples:Targets|NoiseSource|None=None, reduction:str='mean',
                  generator:torch.Generator|None=None, # as `InfoNCE`; generator: of the labels that are drawn
-                 **options:Any):
+                 **options:Unpack[RowOptions]):
         super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
         self.generator = generator
     def options(self)->dict[str, Any]: return dict(super().options(), generator=self.generator)
@@ -410,7 +410,7 @@ class SoftTargetInfoNCE(InfoNCE):
     def __init__(self, noise_probs:Tensor|None=None, temperature:float|Tensor=1.,
                  noise_samples:Targets|NoiseSource|None=None, reduction:str='mean',
                  chunk_size:int|None=None, # as `InfoNCE`; chunk_size: rows at a time
-                 **options:Any):
+                 **options:Unpack[RowOptions]):
         super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
         if chunk_size is not None: check_integer(chunk_size, 'chunk_size')
         self.chunk_size = chunk_size

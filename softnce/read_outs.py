@@ -24,6 +24,7 @@ tensor([0.5000, 0.5000])
 
 # %% ../nbs/losses/read_outs.ipynb #d2c59a0a
 from functools import wraps
+from typing import Callable, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,14 +81,16 @@ def weighted_refusal(targets):
             "which mixes with their targets. Use ExpectedInfoNCE, SoftDistributionInfoNCE or SoftTargetCrossEntropy")
 
 # %% ../nbs/losses/read_outs.ipynb #2ae02723
-def of_any_shape(probs):
+Read = TypeVar('Read', bound=Callable[..., Tensor])
+
+def of_any_shape(probs:Read)->Read:
     "A read-out of `(N, K)` logits for `(N, K, d1, ...)`, too."
     @wraps(probs)
     def read(self, logits, *args, **kwargs):
         rows, shape = flat(logits)
         found = probs(self, rows, *args, **kwargs)
         return found if shape is None else found.reshape(*shape, -1).movedim(-1, 1)
-    return read
+    return read # type: ignore[return-value]
 
 # %% ../nbs/losses/read_outs.ipynb #340eca16
 MAX_LOOKS = 8  # calls of a module: each costs a pass over the targets, and softer ones show at once

@@ -25,7 +25,7 @@ cross-entropy. `row_count` gives the denominator alone: that of a global batch, 
 
 # %% ../nbs/losses/rows.ipynb #82ce64a9
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -51,6 +51,12 @@ def flat_targets(targets, shape, num_classes, class_dim, like_name, name):
                      f"{tuple(soft)}, probabilities, got {kind_of(targets)}")
 
 # %% ../nbs/losses/rows.ipynb #be2dcfb8
+class RowOptions(TypedDict, total=False):
+    "What every module takes by name."
+    weight:Tensor|None
+    ignore_index:int|None
+    label_smoothing:float
+
 def check_ignore_index(ignore_index):
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise ValueError(f"ignore_index must be None or an integer, got {ignore_index!r}")
