@@ -25,6 +25,7 @@ names the folder of `softnce` that can use it. `softnce predict` and `softnce ex
 
 # %% ../../nbs/runs/model_folder.ipynb #11ce4536
 import hashlib, importlib, json, os, shutil
+from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 from .experiment import list_experiments
@@ -107,14 +108,26 @@ class Model(NamedTuple):
         return run if self.folder.name == 'model' and (run/'params.yaml').exists() else None
     def weights(self, name:str|None=None)->str: # 'last', 'best'; None: those that count
         "The name of a file of weights; UsageError with those there are."
+        self.need(weights=dict)
         there = self.about['weights']
-        known = [k for k in there if k != 'used']
+        known = [k for k, w in there.items() if isinstance(w, dict) and w.get('file') in self.about['files']]
+        if there.get('used') not in known: raise self._cut(['weights'])
         if name is not None and name not in known:
             raise UsageError(f"weights must be {' or '.join(known)}, got {name!r}")
         return there[name or there['used']]['file']
     def tool(self, name:str)->Any: # a module of the family that made it
         "What can use it; nothing of `softnce.runs` knows of models."
-        return importlib.import_module(f"softnce.{self.about['family']}.{name}")
+        family = self.about['family']
+        if not family.isidentifier() or not util.find_spec(f'softnce.{family}'):
+            raise UsageError(f"{short_path(self.folder)}/config.json is of family {family!r}, which this version of "
+                             "softnce does not know")
+        return importlib.import_module(f'softnce.{family}.{name}')
+    def need(self, **kinds:Any)->Any: # entry of `config.json` -> its type
+        "UsageError with the path and the entries of `config.json` that are missing or of another type."
+        if wrong := [k for k, kind in kinds.items() if not isinstance(self.about.get(k), kind)]: raise self._cut(wrong)
+    def _cut(self, names):
+        return UsageError(f"{short_path(self.folder)}/config.json is damaged: its entry 'softnce' has no whole "
+                          f"{', '.join(names)}; {self._again()}")
     def check(self, *names:Any)->Any: # of files; none: all
         "UsageError with the path of a file that is missing or not what was written."
         for name in names or self.about['files']:

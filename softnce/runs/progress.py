@@ -59,13 +59,16 @@ def _state(run, owner, stage):
 
 def _last_row(run):
     "The last row of the history, or of the metrics where there is none, as text."
-    row = (run.history().tail(1).to_dict('records') or (run.metrics()[-1:] if run.finished else []) or [{}])[0]
+    metrics = run.metrics() if run.finished else [] # read in any case: it may be damaged
+    row = (run.history().tail(1).to_dict('records') or metrics[-1:] or [{}])[0]
     return ' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in row.items())
 
 def _status_of(folder):
     "What `softnce status` says of a run, and the text of its failure."
     run, (stage, seconds, start, error) = Run(folder), _read_log(folder)
-    try: last = _last_row(run)
+    try:
+        last = _last_row(run)
+        if (folder/'params.yaml').exists(): run.params()
     except UsageError as e: last, stage, error = '', 'damaged', str(e)
     owner, gone = lock_owner(folder)
     state = stage if stage == 'damaged' else _state(run, owner if not gone else None, stage)

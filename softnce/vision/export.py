@@ -32,6 +32,7 @@ from typing import Any
 from ..runs import UsageError
 from ..runs.model_folder import Model, write_config, write_folder
 from ..runs.run import Run
+from .predictions import check_entries
 
 # %% ../../nbs/vision/export.ipynb #989cd630
 _SHOWN = dict(top1='top-1', top5='top-5', nll='NLL', nll_fitted='NLL, fitted', ece_fitted='ECE, fitted',
@@ -172,6 +173,8 @@ def export_model(model:Model, # of `find_model`
     if not model.run: raise UsageError(f'{model.folder} is an exported model: export the run that made it')
     _check_target(to)
     if onnx: _check_installed()
+    Run(model.run).metrics() # the card has them
+    check_entries(model)
     model.check(model.weights(weights), *(n for n in model.about['files'] if n.startswith('loss')))
     write_folder(to, lambda part: _fill(part, model, weights, onnx))
     return to

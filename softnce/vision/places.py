@@ -33,8 +33,8 @@ from .labels import part_of, read_array, read_folders, read_table
 # %% ../../nbs/vision/places.ipynb #1f43b598
 def missing(about, where, found='', name='root'): # about: what it is, how large, where it comes from
     where, (what, size, source) = where and place(where).absolute(), about
-    holds = f', which holds {found}' if found else ''
-    return FileNotFoundError(f"{what} is not at {where}{holds}: {name} must name it ({size}; {source})")
+    at = f"not at {where}{f', which holds {found}' if found else ''}" if where else 'not given'
+    return FileNotFoundError(f"{what} is {at}: {name} must name it ({size}; {source})")
 
 # %% ../../nbs/vision/places.ipynb #51c45813
 CIFAR = 'CIFAR-100', '161 MB', 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz, or download=True'
@@ -77,7 +77,7 @@ FOLDER = 'a folder of images', 'any size', 'one folder a class'
 def _refuse_without_images(root, contents, expected):
     packed = [n for n in contents.others if n.lower().endswith(('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar'))]
     hint = f'; {packed[0]} there is packed: unpack it, or give a zip file itself as root' if packed else ''
-    raise ValueError(f"{root}: found {contents}, but no images; {expected}{hint}")
+    raise ValueError(f"{root} has no images: it holds {contents}; {expected}{hint}")
 
 def read_layout(root,          # a folder, or a zip file
                 about=FOLDER,  # what it is, how large, where it comes from

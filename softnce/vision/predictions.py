@@ -33,6 +33,10 @@ from ..runs.model_folder import Model, find_model
 from .files import UnreadableImage, scan, to_rgb
 
 # %% ../../nbs/vision/predictions.ipynb #6e434935
+def check_entries(model:Model):
+    "UsageError where a model's settings are not whole, with their path."
+    model.need(classes=list, model=dict, transform=dict, loss=dict, read_out=dict)
+
 def _below(folder): # images of a folder
     found = scan(folder)
     if not found.images: raise UsageError(f'{folder} has no images: it holds {found}')
@@ -126,7 +130,8 @@ def _predict_all(model, paths, write, top, batch_size):
     from tqdm import tqdm
     unread, classes = [], model.classes
     empty = ['']*len(header(classes, top))
-    with tqdm(total=len(paths), unit=' images', mininterval=1, disable=len(paths) <= batch_size, leave=False) as bar:
+    quiet = len(paths) <= batch_size or None # None: only where stderr is no terminal
+    with tqdm(total=len(paths), unit=' images', mininterval=1, disable=quiet, leave=False) as bar:
         for chunk, read in _batches(paths, model.transform, batch_size):
             probs = _predict_batch(model, read)
             for path, x in zip(chunk, read):
@@ -144,6 +149,8 @@ def predict_files(model:Model,      # of `find_model`
                   device:str='auto', # or 'cpu'
                   batch_size:int=64)->list: # of the files that cannot be read: path and reason
     "Predict images in files, and name those that are none on stderr. UsageError before anything heavy is imported."
+    if device not in ('auto', 'cpu'): raise UsageError(f"device must be auto | cpu; got {device!r}")
+    check_entries(model)
     model.check(model.weights(weights), *(n for n in model.about['files'] if n.startswith('loss')))
     paths, classes = find_images(given), model.about['classes']
     _check_some_open(paths)

@@ -16,7 +16,8 @@ from softnce.runs import run_experiment
 from softnce.training import SCORES
 from softnce.training.checkpoints import load_checkpoint
 from softnce.vision.images import load
-from softnce.vision.recipes import settings, target_kind
+from softnce.vision.presets import settings
+from softnce.vision.recipes import target_kind
 
 V, K = 10, 3
 ONE_SHOT = dict(zip(SCORES, (negative_log_likelihood, kl_divergence, brier_score, total_variation, expected_accuracy,

@@ -80,9 +80,17 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path, capsys):
     a_run(tmp_path/'n'/'c', metrics_json='[{"y": 2}]')
     (tmp_path/'n'/'c'/'params.yaml').write_text('x: [')
     df, texts = status(tmp_path)
-    assert df['state'].tolist() == ['damaged', 'done', 'done'] and 'n/a/metrics.json is damaged' in texts['a']
+    assert df['state'].tolist() == ['damaged', 'done', 'damaged'] and 'n/a/metrics.json is damaged' in texts['a']
+    assert 'n/c/params.yaml is damaged' in texts['c']
     show_status(tmp_path, None, False)
-    assert '3 runs: 2 done, 1 damaged' in capsys.readouterr().out
+    assert '3 runs: 2 damaged, 1 done' in capsys.readouterr().out
+
+
+def test_damaged_metrics_of_a_run_with_a_history_are_seen(tmp_path):
+    folder = a_run(tmp_path/'n'/'a', metrics_json='[{')
+    (folder/'history.csv').write_text('epoch,nll\n1,0.5\n')
+    df, texts = status(tmp_path)
+    assert df['state'].tolist() == ['damaged'] and 'n/a/metrics.json is damaged' in texts['a']
 
 
 def test_watching_ends_with_the_runs(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ from pictures import tree
 from softnce.training import save_checkpoint
 from softnce.vision.images import load
 from softnce.vision.models import make_model
-from softnce.vision.recipes import settings
+from softnce.vision.presets import settings
 from softnce.vision.use import save_model
 
 

@@ -100,10 +100,10 @@ def test_rows_and_classes_are_those_of_the_reader(tmp_path):
 
 
 @pytest.mark.parametrize('p, message', [
-    (dict(dataset='folder'), 'a folder of images is not at None: root must name it'),
+    (dict(dataset='folder'), 'a folder of images is not given: root must name it'),
     (dict(dataset='folder', root='nowhere'), 'a folder of images is not at .*/nowhere'),
     (dict(dataset='cifar100'), "CIFAR-100 is not at .*/data"),
-    (dict(dataset='soft_labels', root='none'), 'the label file is not at None: labels must name it'),
+    (dict(dataset='soft_labels', root='none'), 'the label file is not given: labels must name it'),
     (dict(dataset='folder', root='none', labels='x.csv'), 'labels are of dataset soft_labels'),
     (dict(dataset='folder', root='none', classes=9), r'classes must be in \[2, 3\], got 9'),
     (dict(dataset='folder', root='none', batch_size=100), 'batch_size must be at most the 57 training images, got 100'),

@@ -193,8 +193,8 @@ def test_a_folder_that_is_read_whole_says_nothing(tmp_path):
 
 @pytest.mark.parametrize('files,message', [
     (['cat.0.jpg', 'dog.0.jpg'], '2 images without a folder a class'),
-    (['pets.zip'], r'found 1 .zip \(pets.zip\), but no images'),
-    ([], 'found no file, but no images'), (['cat/1.npy', 'dog/1.npy'], r'found 2 .npy \(cat/1.npy, dog/1.npy\)'),
+    (['pets.zip'], r'has no images: it holds 1 .zip \(pets.zip\)'),
+    ([], 'has no images: it holds no file; expected'), (['cat/1.npy', 'dog/1.npy'], r'has no images: it holds 2 .npy \(cat/1.npy, dog/1.npy\)'),
     (['cat/1.jpg', 'cat/2.jpg'], 'all 2 images are in one class, cat/|2 images without a folder a class'),
     (['cat/1.jpg', 'dog/1.jpg'], "no images in valid and test; the parts hold .*'train': 2"),
 ])
@@ -343,7 +343,7 @@ def test_missing_label_files_and_images_are_named(tmp_path):
     root = tree(tmp_path/'images', ['.'])
     with pytest.raises(FileNotFoundError, match='the label file is not at .*none.csv: labels must name it'):
         load('soft_labels', root, tmp_path/'none.csv')
-    with pytest.raises(FileNotFoundError, match='the label file is not at None: labels must name it'):
+    with pytest.raises(FileNotFoundError, match='the label file is not given: labels must name it'):
         load('soft_labels', root)
     with pytest.raises(FileNotFoundError, match='the data of soft_labels is not at .*: root must name it'):
         load('soft_labels', tmp_path/'none', tmp_path/'x.csv')

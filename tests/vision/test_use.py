@@ -14,7 +14,8 @@ from softnce.vision.images import load
 from softnce.vision.judged import (confusion, draw_mistakes, per_class, readable_rows, save_predictions, soft_scores,
                                    wilson, worst_mistakes)
 from softnce.vision.predictions import find_images, predict_files
-from softnce.vision.recipes import LOSSES, loaders, settings, train_images
+from softnce.vision.presets import settings
+from softnce.vision.recipes import LOSSES, loaders, train_images
 from softnce.vision.use import load_run, save_model
 
 
@@ -153,6 +154,25 @@ def test_damage_is_named_with_its_path(tmp_path):
         with pytest.raises(UsageError, match=message): load_run(tmp_path/'model')
 
 
+@pytest.mark.parametrize('change, message', [
+    (dict(family='vizion'), "is of family 'vizion', which this version of softnce does not know"),
+    (dict(family='../x'), 'is of family'), (dict(weights=None), 'has no whole weights'),
+    (dict(weights=dict(used='best')), 'has no whole weights'),
+    (dict(weights=dict(used='last', last=dict(file='x.safetensors', epoch=3))), 'has no whole weights'),
+    (dict(classes=None), 'has no whole classes;'), (dict(model=3, read_out=[]), 'has no whole model, read_out;')])
+def test_settings_that_are_not_whole_are_said_in_one_line(change, message, tmp_path):
+    "In both commands, before anything is imported."
+    keep(tmp_path); finished(tmp_path)
+    config = tmp_path/'model'/'config.json'
+    found = json.loads(config.read_text())
+    config.write_text(json.dumps(found | dict(softnce=found['softnce'] | change)))
+    for args in (['predict', '.', 'images'], ['export', '.', '--to', 'to']):
+        done = subprocess.run([sys.executable, '-c', LIGHT, *args], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout == '2 []\n' and done.stderr.count('\n') == 1, (args, done)
+        assert 'model/config.json' in done.stderr and message in done.stderr
+    assert not (tmp_path/'to').exists()
+
+
 def test_runs_without_a_model(tmp_path):
     def run(name, id, *files):
         for f in ('params.yaml', *files): put(tmp_path/name/id/f, '{}')
@@ -167,18 +187,30 @@ def test_runs_without_a_model(tmp_path):
         assert '\n' not in str(e.value)
 
 
+LIGHT = ("import sys; from softnce.runs.cli import main\ntry: main()\nexcept SystemExit as e: code = e.code\n"
+         "print(code, sorted({'torch', 'timm', 'pandas'} & set(sys.modules)))") # a command, and what it has imported
+
+
 def test_nothing_heavy_is_imported_for_an_error(tmp_path):
     keep(tmp_path); finished(tmp_path)
-    code = ("import sys; from softnce.runs.cli import main\ntry: main()\nexcept SystemExit as e: code = e.code\n"
-            "print(code, sorted({'torch', 'timm', 'pandas'} & set(sys.modules)))")
     for args in (['predict', 'nowhere', 'x.jpg'], ['predict', '.', 'x.jpg'], ['predict', '.', 'params.yaml'],
                  ['predict', '.', 'images', '--weights', 'first'], ['predict', '.', 'images', '--csv', 'no/x.csv'],
-                 ['predict', '.', 'images', '--csv', 'images'], ['export', '.', '--to', 'images']):
-        done = subprocess.run([sys.executable, '-c', code, *args], cwd=tmp_path, capture_output=True, text=True)
+                 ['predict', '.', 'images', '--csv', 'images'], ['predict', '.', 'images', '--device', 'gpu'],
+                 ['export', '.', '--to', 'images']):
+        done = subprocess.run([sys.executable, '-c', LIGHT, *args], cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout == '2 []\n' and done.stderr.count('\n') == 1, (args, done)
 
 
 # ---- predictions
+
+def test_damaged_metrics_stop_an_export_at_once_and_no_prediction(tmp_path):
+    keep(tmp_path); finished(tmp_path, '[{"top1": ')
+    done = subprocess.run([sys.executable, '-c', LIGHT, 'export', '.', '--to', 'to'], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.stdout == '2 []\n' and 'metrics.json is damaged' in done.stderr and done.stderr.count('\n') == 1
+    assert not (tmp_path/'to').exists()
+    assert predict_files(find_model(tmp_path), [tmp_path/'images'], tmp_path/'p.csv') == []
+
 
 def test_find_images(tmp_path, monkeypatch):
     for name in ('a/1.jpg', 'a/deep/2.PNG', 'a/.hidden/3.jpg', 'a/notes.txt', 'b.jpg'): put(tmp_path/name, 'x')
@@ -200,7 +232,8 @@ def test_predict_files(tmp_path, capsys):
     half = put(tmp_path/'half.png', files[0].read_bytes()[:100])
     unread = predict_files(find_model(tmp_path/'model'), [files[0], half, *files[1:]], tmp_path/'p.csv', batch_size=2)
     rows, model = list(csv.DictReader(open(tmp_path/'p.csv'))), load_run(tmp_path/'model')
-    assert [p for p, _ in unread] == [half] and f'cannot be read: {half} (' in capsys.readouterr().err
+    said = capsys.readouterr().err # without a terminal there is no bar in it
+    assert [p for p, _ in unread] == [half] and said.startswith(f'cannot be read: {half} (') and '\r' not in said
     assert [r['file'] for r in rows] == [str(p) for p in (files[0], half, *files[1:])]
     assert rows[1]['error'] and not rows[1]['p_a'] and not rows[0]['error']
     want = model.predict(files)
@@ -282,7 +315,7 @@ def test_predictions_have_their_names(tmp_path):
     put(tmp_path/'i'/bad, 'half')
     batches = loaders(data, settings('small', 'soft_labels', 'nll', dict(batch_size=8, image_size=32)), 'nll')['test']
     batches.max_corrupt = batches.loader.dataset.allowed = 9
-    labels = torch.cat([t for _, t in batches])
+    labels = torch.cat([t for _, t in batches]).argmax(-1) # of distributions
     read = readable_rows(data.test, list(batches.corrupt), len(labels))
     assert len(read) == len(data.test)-1 and 1 not in read
     probs = torch.full((len(read), 2), .5)
