@@ -252,6 +252,22 @@ def _add_export(app):
                onnx:Annotated[bool, Option(help='also as ONNX, compared with the model')]=True):
         with exit_codes(): _export(run, to, weights, onnx)
 
+# %% ../../nbs/runs/cli.ipynb #cdf25bba
+def _wrong_command(error):
+    "What typer refuses, in a line; the help where nothing was asked."
+    if len(sys.argv) == 1: error.show(); raise SystemExit(error.exit_code)
+    command = error.ctx.info_name if error.ctx and error.ctx.parent else ''
+    said, ask = error.format_message(), ' '.join(filter(None, ['softnce', command, '--help']))
+    print(f"softnce: {said}{'' if said[-1] in '.?' else '.'} {ask}  shows how", file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+def _run_app(app):
+    "The command of `sys.argv`, and its exit code."
+    from typer import BadParameter
+    try: code = app(standalone_mode=False)
+    except BadParameter.__base__ as e: _wrong_command(e) # click's UsageError, for which typer has no name
+    raise SystemExit(code)
+
 # %% ../../nbs/runs/cli.ipynb #263d51c2
 def main()->None:
     "Entry point of the console script `softnce`."
@@ -269,4 +285,4 @@ def main()->None:
         help='Experiments of softnce: list them, run one, collect the results.')
     for add in (_add_version, _add_list, _add_run, _add_status, _add_collect, _add_compare, _add_clean,
                 _add_predict, _add_export): add(app)
-    with handle_stop_signals(StopHandler()): app()
+    with handle_stop_signals(StopHandler()): _run_app(app)

@@ -27,5 +27,5 @@ from softnce import _lazy
 
 # %% ../../nbs/training/index.ipynb #37f13a1c
 globals().pop("__all__", None)  # the names are those of the modules
-__getattr__, __dir__ = _lazy("softnce.training", "config", "metrics", "evaluation", "checkpoints", "tracking", "loop",
-                             "nodes", "tensors")
+__getattr__, __dir__ = _lazy("softnce.training", "config", "evaluation", "checkpoints", "tracking", "loop", "nodes",
+                             "tensors", "metrics") # the last: torchmetrics takes seconds, and names are sought in order

@@ -245,8 +245,9 @@ def kill(p): # the runner and its kernel; until both are gone the kernel may hol
 
 
 def result(out):
-    names = 'metrics.json', 'history.csv', 'reliability.csv'
-    return {n: next(out.glob(f'images/*/{n}')).read_bytes() for n in names}
+    names = 'metrics.json', 'history.csv', 'reliability.csv', 'predictions.csv', 'model/model.safetensors'
+    kept = next(out.glob('images/*/model')).iterdir() # also best.safetensors, and the noise of the loss
+    return {n: next(out.glob(f'images/*/{n}')).read_bytes() for n in names} | {f.name: f.read_bytes() for f in kept}
 
 
 @pytest.mark.slow

@@ -194,7 +194,8 @@ def test_a_folder_that_is_read_whole_says_nothing(tmp_path):
 @pytest.mark.parametrize('files,message', [
     (['cat.0.jpg', 'dog.0.jpg'], '2 images without a folder a class'),
     (['pets.zip'], r'has no images: it holds 1 .zip \(pets.zip\)'),
-    ([], 'has no images: it holds no file; expected'), (['cat/1.npy', 'dog/1.npy'], r'has no images: it holds 2 .npy \(cat/1.npy, dog/1.npy\)'),
+    ([], 'has no images: it holds no file; expected'),
+    (['cat/1.npy', 'dog/1.npy'], r'has no images: it holds 2 .npy \(cat/1.npy, dog/1.npy\)'),
     (['cat/1.jpg', 'cat/2.jpg'], 'all 2 images are in one class, cat/|2 images without a folder a class'),
     (['cat/1.jpg', 'dog/1.jpg'], "no images in valid and test; the parts hold .*'train': 2"),
 ])

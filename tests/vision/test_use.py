@@ -203,6 +203,14 @@ def test_nothing_heavy_is_imported_for_an_error(tmp_path):
 
 # ---- predictions
 
+def test_a_model_is_loaded_without_torchmetrics(tmp_path):
+    "It takes longer than all the rest, and nothing of it is used."
+    keep(tmp_path)
+    code = "import sys; from softnce.vision import load_run; load_run('model'); print('torchmetrics' in sys.modules)"
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == 'False\n', done
+
+
 def test_damaged_metrics_stop_an_export_at_once_and_no_prediction(tmp_path):
     keep(tmp_path); finished(tmp_path, '[{"top1": ')
     done = subprocess.run([sys.executable, '-c', LIGHT, 'export', '.', '--to', 'to'], cwd=tmp_path, capture_output=True,
