@@ -25,11 +25,18 @@ def sh(*cmd, check=True, **kw):
 
 @pytest.fixture(scope='module')
 def slurm():
-    "A Slurm with partitions gpu and spot on nodes n1 and n2."
-    for line in sh(SLURM, 'up').splitlines():
+    """A Slurm with partitions gpu and spot on nodes n1 and n2.
+
+    A process of its own starts it, and takes it down when this one ends, in whatever way: then the pipe is closed."""
+    keep = '"$0" up || exit; echo ready; read _; exec "$0" down'
+    keeper = subprocess.Popen(['sh', '-c', keep, SLURM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                              start_new_session=True)
+    while (line := keeper.stdout.readline()) not in ('ready\n', ''):
         if m := re.match(r'export (\w+)=(.*)', line): os.environ[m[1]] = m[2]
+    assert line == 'ready\n', f'{SLURM} up failed: see above'
     yield
-    sh(SLURM, 'down')
+    keeper.stdin.close()
+    assert keeper.wait(60) == 0, f'{SLURM} down failed'
 
 
 @pytest.fixture
@@ -61,7 +68,9 @@ class Project:
         (folder/'walks.yaml').write_text(yaml.safe_dump(config))
     def snakemake(self, *args, profile='slurm', **kw):
         quick = QUICK if profile == 'slurm' else []
-        command = [SNAKEMAKE, '--profile', f'profiles/{profile}', '--configfile', 'walks.yaml', *quick, *args]
+        ends_with_us = 'setpriv', '--pdeathsig', 'KILL'
+        command = [*ends_with_us, SNAKEMAKE, '--profile', f'profiles/{profile}', '--configfile', 'walks.yaml', *quick,
+                   *args]
         with self.log.open('a') as log:
             return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, **kw)
     def softnce(self, *args): return sh(SOFTNCE, *args, cwd=self.folder)
