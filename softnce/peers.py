@@ -39,7 +39,7 @@ from .losses import NLL, SoftTargetInfoNCE, soft_target_cross_entropy
 from .noise import ContinuousCategorical
 from .read_outs import check_epsilon, check_kind, unsmooth
 from .rows import reduce
-from .targets import SparseTargets, check_simplex, check_targets, checks_values, per_row_epsilon
+from .targets import SparseTargets, Targets, check_simplex, check_targets, checks_values, per_row_epsilon
 
 # %% ../nbs/losses/peers.ipynb #2a072030
 def continuous_categorical_law(logits, temperature):
@@ -272,7 +272,8 @@ class GeneralizedSupervisedContrastive(nn.Module):
 # %% ../nbs/losses/teachers.ipynb #3e9a1f01
 from typing import Any
 
-from .targets import check_fraction, check_top, sum_tolerance
+from .sparse import check_top
+from .targets import check_fraction, sum_tolerance
 
 # %% ../nbs/losses/teachers.ipynb #8445b3f7
 def check_rest(rest):
