@@ -15,10 +15,10 @@ goes on with the same rows. Targets are class ids, probabilities or SparseTarget
 >>> from softnce.training import TensorBatches
 >>> batches = TensorBatches(torch.arange(5), torch.arange(5), batch_size=2, train=True, seed=1)
 >>> len(batches), [rows.tolist() for rows, targets in batches]
-(2, [[2, 4], [1, 3]])
+(2, [[4, 2], [1, 0]])
 >>> batches.seek(epoch=0, batch=1)
 >>> [rows.tolist() for rows, targets in batches]
-[[1, 3]]
+[[1, 0]]
 """
 
 # %% ../../nbs/training/tensors.ipynb #d561d9db
