@@ -1,5 +1,5 @@
 "Images that people labelled: ten counts an image, through the tables of labels into an image run and its metrics."
-import json, math
+import csv, json, math
 
 import numpy as np
 import pytest
@@ -13,9 +13,12 @@ from softnce.calibration import (brier_score, classwise_calibration_error, entro
                                  expected_calibration_error, fit_temperature, kl_divergence, negative_log_likelihood,
                                  total_variation, vote_floor)
 from softnce.runs import run_experiment
+from softnce.runs.model_folder import find_model
 from softnce.training import SCORES
 from softnce.training.checkpoints import load_checkpoint
+from softnce.vision.export import export_model
 from softnce.vision.images import load
+from softnce.vision.predictions import predict_files
 from softnce.vision.presets import settings
 from softnce.vision.recipes import target_kind
 
@@ -104,3 +107,25 @@ def test_a_run_on_votes(loss, read, people, tmp_path):
     cells = json.loads((run.dir/'notebook.ipynb').read_text())['cells']
     words = ''.join(str(o) for c in cells for o in c.get('outputs', []))
     assert words.count('is read as for labels here') == (read == 'as labels') and 'UserWarning: probs' not in words
+    assert 'surer than the voters' in (run.dir/'report.html').read_text()
+    used(run, people, tmp_path)
+
+
+def used(run, people, tmp_path):
+    "The run's model and its export predict what predictions.csv says, beside the shares of the votes."
+    held = list(csv.DictReader(open(run.dir/'predictions.csv')))
+    given = {r['file']: r for r in csv.DictReader(open(people/'votes.csv'))}
+    to = export_model(find_model(run.dir), tmp_path/'to') # ONNX is compared in it
+    for model in (run.dir, to):
+        assert predict_files(find_model(model), [people/r['file'] for r in held], tmp_path/'p.csv') == []
+        for now, then in zip(csv.DictReader(open(tmp_path/'p.csv')), held, strict=True):
+            for c in ('zero', 'one', 'two'):
+                assert float(now[f'p_{c}']) == pytest.approx(float(then[f'p_{c}']), abs=1e-5)
+                assert float(then[f'q_{c}']) == pytest.approx(float(given[then['file']][c])/V, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_report_on_labels_says_nothing_of_voters(tmp_path):
+    run = run_experiment('images', SMALL | dict(dataset='digits', limit=20), tmp_path)
+    text = (run.dir/'report.html').read_text()
+    assert 'Confusions' in text and 'voters' not in text
