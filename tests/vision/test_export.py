@@ -111,7 +111,7 @@ def test_refusals(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match=message): export_model(model, tmp_path/name)
     from softnce.vision import export
     monkeypatch.setattr(export.util, 'find_spec', lambda name: None)
-    with pytest.raises(UsageError, match=r'needs onnx, onnxruntime, onnxscript: pip install softnce\[export\]'):
+    with pytest.raises(UsageError, match=r"needs onnx, onnxruntime, onnxscript: pip install 'softnce\[export\]'"):
         export_model(model, tmp_path/'to')
     to = export_model(model, tmp_path/'to', onnx=False)
     with pytest.raises(UsageError, match='is an exported model: export the run'):
