@@ -53,7 +53,7 @@ def check_model(name:str):
     if name in OWN_MODELS or name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')): return # timm looks them up
     if not (known := timm_names()):
         if util.find_spec('timm'): return # in another form than we read
-        raise ValueError(f"model {name!r} is of timm's, which is not installed: pip install softnce[train]")
+        raise ValueError(f"model {name!r} is of timm's, which is not installed: pip install 'softnce[train]'")
     if base not in known:
         near = difflib.get_close_matches(base, [*known, *OWN_MODELS], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ''
@@ -89,7 +89,7 @@ def check_trackers(names:list):
     for name in names:
         if name not in known: raise ValueError(f"trackers must be of {', '.join(known)}, got {name!r}")
         if not any(util.find_spec(m) for m in known[name]):
-            raise ValueError(f"tracker {name!r} is not installed: pip install {name}, or softnce[trackers]")
+            raise ValueError(f"tracker {name!r} is not installed: pip install {name}, or 'softnce[trackers]'")
 
 # %% ../../nbs/vision/checks.ipynb #759529e2
 find_once = look_once(find_data) # of many runs that are checked together, one look at their data

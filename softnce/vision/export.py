@@ -146,7 +146,7 @@ def _check_target(to):
 def _check_installed():
     missing = [m for m in ('onnx', 'onnxruntime', 'onnxscript') if not util.find_spec(m)]
     if missing:
-        raise UsageError(f"ONNX needs {', '.join(missing)}: pip install softnce[export], or leave it out (--no-onnx)")
+        raise UsageError(f"ONNX needs {', '.join(missing)}: pip install 'softnce[export]', or leave it out (--no-onnx)")
 
 def _fill(part, model, weights, onnx): # the files
     from softnce.vision.interchange import write_for_timm, write_onnx # seconds

@@ -59,4 +59,4 @@ def test_a_damaged_file_stops_the_run_with_its_name(tissue, tmp_path):
 def test_a_fold_that_synthetic_tissue_does_not_have(tmp_path):
     done = subprocess.run([*RUN, '-p', 'folds=[0,3]', '--out', str(tmp_path)], capture_output=True, text=True)
     said = 'folds must be below per_stage=3 on synthetic tissue, got [0, 3]'
-    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert done.returncode == 2 and said in done.stderr, done.stderr  # before anything starts

@@ -33,7 +33,7 @@ def modules(*cells): return set(changes._reached(m for c in cells for m in chang
 def test_the_modules_behind_a_notebook():
     assert modules('from softnce.runs import this_run, grid', 'import torch, json') == set()
     assert modules('from softnce.runs import at_best_rate') == {'softnce.runs.ledgers'}
-    assert modules('from softnce.targets import smooth') == {'softnce.targets'}
+    assert modules('from softnce.targets import smooth') == {'softnce.targets', 'softnce.sparse'}
     by_name = modules('from softnce import smooth')
     assert {'softnce', 'softnce.targets'} <= by_name and 'softnce.losses' not in by_name
     training = modules('%matplotlib inline\nfrom softnce.training import TrainConfig\n!ls')

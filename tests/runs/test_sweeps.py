@@ -261,7 +261,7 @@ def test_the_configs(size):
     names = {k[0] for k in plan.runs}
     assert paper <= set(plan.targets)
     assert names >= {'gmm', 'images', 'graphs'} and not set(config['resources'])-names
-    for key, run in plan.runs.items(): assert key[1] == run_id(key[0], resolve(run.experiment, run.parameters))
+    for key, run in plan.runs.items(): assert key[1] == run_id(run.experiment, resolve(run.experiment, run.parameters))
 
 
 def test_processes_are_gpus(tmp_path):
