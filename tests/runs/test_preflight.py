@@ -199,7 +199,8 @@ def test_a_relative_path_is_below_the_directory_of_the_caller(tmp_path, monkeypa
     nbformat.write(nb, path)
     for name in ('one', 'two'):
         (tmp_path/name/'data').mkdir(parents=True)
-        (tmp_path/name/'data'/'x.txt').write_text(name*(3 if name == 'one' else 4))  # of another size
+        (tmp_path/name/'data'/'x.txt').write_text(name*3)
+    os.utime(tmp_path/'one'/'data'/'x.txt', (1e9, 1e9)) # of the same size, and else of the same second
     monkeypatch.chdir(tmp_path/'one')
     run = run_experiment(path, {}, tmp_path/'runs')
     assert run.metrics() == [{'text': 'oneoneone'}]
