@@ -326,3 +326,16 @@ def test_what_the_home_page_says_of_calibration():
         said.append(form.format(of(difference(smoothed, *pair, 'nll_fitted', 1.), 3)))
     page = (REPO/'README.md').read_text()
     assert [text for text in said if text not in page] == []
+
+
+def test_what_the_home_page_says_of_a_known_truth():
+    best = at_best_rate(pd.read_csv(REPO/'results'/'words.csv'), ['targets', 'loss'])
+    def off(loss, column):
+        pair = [dict(targets='distribution', loss=name) for name in (loss, 'soft CE')]
+        d = difference(best, *pair, column, 1.)
+        return f"{d['points']:+.3f} ± {d['half']:.3f}"
+    page, seeds = (REPO/'README.md').read_text(), best.groupby(['targets', 'loss']).seed.nunique()
+    assert (seeds == 10).all()
+    said = [f"ends {off('in-batch', 'kl')} nats of KL further", f"{off('in-batch', 'kl_fitted')} after a fitted temperature",
+            f"the mean over the draw ends {off('expected', 'kl')} further"]
+    assert [text for text in said if text not in page] == [] and off('closed form', 'kl') == '+0.000 ± 0.000'
