@@ -336,6 +336,7 @@ def test_what_the_home_page_says_of_a_known_truth():
         return f"{d['points']:+.3f} ± {d['half']:.3f}"
     page, seeds = (REPO/'README.md').read_text(), best.groupby(['targets', 'loss']).seed.nunique()
     assert (seeds == 10).all()
-    said = [f"ends {off('in-batch', 'kl')} nats of KL further", f"{off('in-batch', 'kl_fitted')} after a fitted temperature",
+    said = [f"ends {off('in-batch', 'kl')} nats of KL further",
+            f"{off('in-batch', 'kl_fitted')} after a fitted temperature",
             f"the mean over the draw ends {off('expected', 'kl')} further"]
     assert [text for text in said if text not in page] == [] and off('closed form', 'kl') == '+0.000 ± 0.000'
