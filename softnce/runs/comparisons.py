@@ -6,7 +6,7 @@
 __all__ = ['half_width', 'as_text', 'detectable', 'seeds_needed', 'difference', 'holm']
 
 # %% ../../nbs/runs/comparisons.ipynb #f22b0d5a
-__doc__ = """What a ledger can bear: a difference seed by seed, its interval, the smallest one that would have been seen.
+__doc__ = """What a ledger can bear: a difference seed by seed, its interval, the smallest one that would be seen.
 
 A difference of two settings that share seeds has the t interval of its mean, half of it `t_(.975, n-1) s / sqrt(n)`;
 a share of test rows adds a floor, so that no interval has zero width. `holm` corrects several comparisons.
