@@ -1,0 +1,36 @@
+// What is wider than its column scrolls, shows that it does, and can be reached with the Tab key.
+(() => {
+  "use strict";
+  const WIDE = "main pre, main .cell-output-display, main .sd-table, main .math.display, main .table-wide";
+  const SLACK = 1;  // pixels: browsers round widths
+
+  const mark = (box) => {
+    const more = box.scrollWidth - box.clientWidth > SLACK;
+    box.classList.toggle("scrolls", more);
+    box.classList.toggle("at-end", more && box.scrollLeft + box.clientWidth >= box.scrollWidth - SLACK);
+    if (more) {
+      box.tabIndex = 0;
+      box.setAttribute("role", "group");
+      box.setAttribute("aria-label", "scrolls sideways");
+    } else if (box.getAttribute("aria-label") === "scrolls sideways") {
+      box.removeAttribute("tabindex"); box.removeAttribute("role"); box.removeAttribute("aria-label");
+    }
+  };
+
+  const boxes = Array.from(document.querySelectorAll(WIDE));
+  const seen = new ResizeObserver((entries) => {
+    new Set(entries.map((e) => e.target.closest(WIDE))).forEach((box) => box && mark(box));
+  });
+  boxes.forEach((box) => {
+    seen.observe(box);
+    Array.from(box.children).forEach((o) => seen.observe(o));
+    box.addEventListener("scroll", () => mark(box), { passive: true });
+    mark(box);
+  });
+  const all = () => boxes.forEach(mark);
+  window.addEventListener("load", () => {
+    all();
+    if (window.MathJax && window.MathJax.startup) window.MathJax.startup.promise.then(all);
+  });
+  document.addEventListener("toggle", all, true);  // what was folded has a width only when it opens
+})();
