@@ -1,7 +1,7 @@
 """Look at the built site as a reader's browser does, and say what is wrong: `page: what`.
 
-Every page, on a desktop (1280 x 800, light and dark) and a phone (375 x 800): no request to another host, no error in the
-console, no raw TeX, text for every figure, nothing cut or covered, axe-core clean, not too heavy. Then the search.
+Every page, on a desktop (1280 x 800, light and dark) and a phone (375 x 800): no request to another host, no error in
+the console, no raw TeX, text for every figure, nothing cut or covered, axe-core clean, not too heavy. Then the search.
 `--sample` looks at one page of each section; names of pages look at these.
 """
 import argparse, functools, http.server, json, os, re, shutil, subprocess, sys, threading
@@ -17,6 +17,8 @@ SHOWN = 4           # findings of one kind on one page that are printed
 PROBES = Path(__file__).with_name("probes.js")
 # structure is the same in both themes: only what colours change is looked at twice
 DARK_RULES = ["color-contrast", "link-in-text-block"]
+# what code with a backslash does not hold
+COMMANDS = re.compile(r"\\(?:[dt]?frac|alpha|eta|epsilon|lambda|log|exp|sum|math[a-z]+|langle|cdot|ell)\b|\$\$")
 SEARCHES = {  # what a reader types, and the page that must come first
     "label smoothing": "guides/labels.html", "temperature": "guides/reading_probabilities.html",
     "lightning": "guides/lightning.html", "annotators": "guides/labels.html",
@@ -57,7 +59,8 @@ def ready():
     except Exception:
         if chromium() is None: subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"])
     try: return works()
-    except Exception as e: return f"no browser: apt-get install chromium, or playwright install chromium\n{str(e)[:500]}"
+    except Exception as e:
+        return f"no browser: apt-get install chromium, or playwright install chromium\n{str(e)[:500]}"
 
 
 def axe():
@@ -114,7 +117,8 @@ def phone(page):
     button = page.locator("#quarto-header .quarto-btn-toggle:visible").first
     if button.count():
         button.click()
-        try: page.wait_for_function("document.querySelector('#quarto-sidebar').getBoundingClientRect().left >= 0", timeout=3_000)
+        opened = "document.querySelector('#quarto-sidebar').getBoundingClientRect().left >= 0"
+        try: page.wait_for_function(opened, timeout=3_000)
         except Exception: yield "phone: the list of pages does not open"
     else: yield "phone: no button opens the list of pages"
 
@@ -163,7 +167,7 @@ def look_at(docs, names):
 def raw_tex_in_search(docs):
     "Results that would show TeX instead of letters."
     for o in json.loads((docs/"search.json").read_text(encoding="utf-8")):
-        m = re.search(r"\\[(\[]|\\[a-zA-Z]+\{|\$\$|\\(?:frac|alpha|log|sum)\b", o["title"] + o["section"] + o["text"])
+        m = COMMANDS.search(o["title"] + " " + o["section"] + " " + o["text"])
         if m: yield f"{o['href']}: the search would show {o['text'][max(0, m.start()-30):m.start()+40]!r}"
 
 

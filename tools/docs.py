@@ -13,6 +13,7 @@ import nbdev.serve
 from nbdev.config import get_config
 from nbproc import Procs
 from mending import mend, own_fonts
+from searching import write
 
 MATHJAX = "sphinx-mathjax-offline==0.0.2"  # a wheel that holds MathJax 3.2.2 as published; its Sphinx part is not used
 MATHJAX_FILES = ["tex-chtml-full.js", "output/chtml/fonts/woff-v2"]
@@ -97,7 +98,7 @@ def main():
     shutil.copytree(cfg.nbs_path/"scripts", docs/"scripts", dirs_exist_ok=True)
     own_fonts(docs)
     made = list(pages(cfg, docs, maths))
-    for page in made: mend(page)
+    write(docs, [o for page in made for o in mend(page)])
     print(f"{len(made)} pages in {docs.name}/, starting at {docs.name}/index.html")
 
 

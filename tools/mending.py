@@ -4,6 +4,7 @@ import base64, re, struct
 from html import escape
 
 from bs4 import BeautifulSoup, Comment
+from searching import entries, readable
 
 MATHJAX = "site_libs/mathjax/tex-chtml-full.js"
 OTHER_HOST = re.compile(r"^(?:https?:)?//", re.I)
@@ -107,10 +108,11 @@ def tables(soup, page):
     for o in soup.select("tr[style]"): del o["style"]
 
 
-def empty_links(soup, page):
-    "A link without text leads nobody anywhere."
+def link_texts(soup, page):
+    "A link without text leads nobody anywhere; one that is a formula has it in letters."
     for o in soup.select("main a[href]"):
         if not o.get_text(strip=True) and not o.find("img") and not o.get("aria-label"): o.unwrap()
+        elif o.find(class_="math"): o["aria-label"] = readable(o.get_text())
 
 
 def phone_contents(soup, page):
@@ -133,6 +135,10 @@ INSTALL = """!git clone -q --depth 1 {git}
 %cd {name}/nbs{folder}"""
 
 
+NOTE = """<p>Colab brings this page without the rest of the repository: run this cell before the others. Binder needs
+nothing. In a clone, <code>make lab</code> opens the notebooks with their kernel.</p>"""
+
+
 def ways(soup, page):
     "A notebook's page says where it can be run, and what Colab needs first."
     if page.notebook is None: return
@@ -147,24 +153,23 @@ def ways(soup, page):
     }
     row = " ".join(f'<a href="{escape(v)}">{k}</a>' for k, v in links.items())
     first = escape(INSTALL.format(git=page.git, name=name, folder=folder))
-    note = ("<p>Colab brings this page without the rest of the repository: run this cell before the others. Binder needs "
-            "nothing; in a clone, <code>make lab</code> opens the notebooks with their kernel.</p>")
-    html = (f'<div class="ways"><span>Run this page: {row}</span> <details><summary>first cell for Colab</summary>{note}'
-            f'<pre><code>{first}</code></pre></details></div>')
-    box, head, foot = BeautifulSoup(html, "html.parser"), soup.select_one("#title-block-header"), soup.select_one("main")
+    box = BeautifulSoup(f'''<div class="ways"><span>Run this page: {row}</span> <details>
+<summary>first cell for Colab</summary>{NOTE}<pre><code>{first}</code></pre></details></div>''', "html.parser")
+    head, main = soup.select_one("#title-block-header"), soup.select_one("main")
     if page.notebook != "index.ipynb" and head: head.insert_after(box)
-    elif foot: foot.append(box)
+    elif main: main.append(box)
 
 
-MENDS = [own_links, figures, landmarks, buttons, tables, empty_links, phone_contents, ways, maths, scripts]
+MENDS = [own_links, figures, landmarks, buttons, tables, link_texts, phone_contents, ways, maths, scripts]
 
 
 def mend(page):
-    "Every change, on one page."
+    "Every change, on one page; what the search finds there."
     soup = BeautifulSoup(page.path.read_text(encoding="utf-8"), "html.parser")
     for o in soup.find_all(string=lambda s: isinstance(s, Comment)): o.extract()
     for step in MENDS: step(soup, page)
     page.path.write_text(str(soup), encoding="utf-8")
+    return list(entries(soup, str(page.path.relative_to(page.docs))))
 
 
 def own_fonts(docs):

@@ -29,7 +29,7 @@ window.probes = (() => {
       return all("img").flatMap((o) => {
         const src = o.getAttribute("src").slice(0, 60), width = +o.getAttribute("width") || o.naturalWidth;
         const said = (o.getAttribute("alt") || "").trim() ? [] : [`${src} has no text (#| fig-alt)`];
-        return width > 650 && o.closest("main") ? [...said, `${src} is ${(width / 100).toFixed(1)} inches wide, 6.5 at most`] : said;
+        return width > 660 && o.closest("main") ? [...said, `${src} is ${(width / 100).toFixed(1)} inches wide, 6.5 at most`] : said;
       });
     },
     wider_than_the_window() {
