@@ -9,6 +9,7 @@ import os, re, shutil, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import about
 import nbdev.serve
 from nbdev.config import get_config
 from nbproc import Procs
@@ -30,8 +31,8 @@ def process(cfg):
     if not (proc/"_quarto.yml").exists():
         sys.exit("nbdev processed nothing: it skips a checkout under a folder whose name starts with a dot")
     for p in proc.rglob("*"):  # notebooks and figures that are no more
-        rendered = proc/cfg.doc_path.name in p.parents
-        if p.is_file() and not rendered and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
+        ours = proc/cfg.doc_path.name in p.parents or proc/"about" in p.parents
+        if p.is_file() and not ours and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
     return proc
 
 
@@ -89,6 +90,7 @@ def pages(cfg, docs, maths):
 def main():
     cfg = get_config()
     proc, docs = process(cfg), cfg.doc_path
+    about.write(cfg.config_path, proc, cfg)
     render(proc)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(proc/docs.name, docs)
@@ -98,7 +100,9 @@ def main():
     shutil.copytree(cfg.nbs_path/"scripts", docs/"scripts", dirs_exist_ok=True)
     own_fonts(docs)
     made = list(pages(cfg, docs, maths))
-    write(docs, [o for page in made for o in mend(page)])
+    found, titles = zip(*map(mend, made))
+    write(docs, sum(found, []))
+    about.llms(docs, cfg, {k: v for o in titles for k, v in o.items()})
     print(f"{len(made)} pages in {docs.name}/, starting at {docs.name}/index.html")
 
 
