@@ -25,5 +25,5 @@ from softnce import _lazy
 
 # %% ../../nbs/experiments/code/index.ipynb #9d8c0005
 globals().pop("__all__", None)  # the names are those of the modules; a notebook has none
-__getattr__, __dir__ = _lazy("softnce.experiments", "gmm", "gmm_fit", "gmm_study", "imbalance",
+__getattr__, __dir__ = _lazy("softnce.experiments", "gmm", "gmm_fit", "gmm_study", "gmm_alternatives", "imbalance",
                              "bench_forms", "bench_measure", "bench")
