@@ -9,8 +9,8 @@ __all__ = ['GMM_READINGS', 'OPTIMIZERS', 'GMM_SWEEP_KEY', 'gmm_reading', 'traini
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #0d7a4417
 __doc__ = """What section A.1 leaves open, and what each way of filling it in gives.
 
-A *reading* is one way to make the data: the description to the letter, another construction of the modes, one label
-for all copies of a point, parameters as long as the modes, a constant input. An *optimiser* is Adam or SGD at a
+A *reading* is one way to make the data: the description to the letter, one label for all copies of a point,
+parameters as long as the modes, a constant input; other modes are in `softnce.experiments.gmm`. An *optimiser* is Adam or SGD at a
 constant rate. `training_paths` keeps the parameters after every epoch, so that any stopping rule can be applied
 afterwards: `stopped` gives the estimates of all of them, `gmm_measures` five distances from the truth.
 
@@ -57,7 +57,7 @@ def _bias(data):
 
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #477e4d6e
 _CHANGES = {'one label': _one_label, 'long parameters': _long, 'bias': _bias}  # of the data of the literal chain
-GMM_READINGS = ('as described', 'fixed', 'pairs', *_CHANGES)
+GMM_READINGS = ('as described', *_CHANGES)
 
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #07f88f73
 def gmm_reading(name:str,      # one of GMM_READINGS
@@ -67,7 +67,7 @@ def gmm_reading(name:str,      # one of GMM_READINGS
                )->ToyData:
     "One data set in one reading of section A.1. Raises ValueError for another name."
     if name not in GMM_READINGS: raise ValueError(f"reading must be one of {GMM_READINGS}, got {name!r}")
-    data = toy_data(alignment, seed, name if name in ('fixed', 'pairs') else 'spherical', **sizes)
+    data = toy_data(alignment, seed, **sizes)
     return _CHANGES[name](data) if name in _CHANGES else data
 
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #4f5308ac
