@@ -130,7 +130,7 @@ def test_every_section_of_the_errata_computes_something():
 
 
 def test_the_verdicts_of_the_index_are_the_errata():
-    "Corrected with its links where an entry is about the equation; as printed where entries are about the text alone."
+    "Corrected with its links where an entry is about the equation; exact where entries are about the text alone."
     wanted = {n: [] for n in NUMBERS}
     for line in (line for c in errata()['cells'] for line in lines(c)):
         if not (entry := re.match(r'\| ([^|]*) \|.*\]\(#([^)]*)\) \|$', line)): continue
@@ -140,7 +140,7 @@ def test_the_verdicts_of_the_index_are_the_errata():
     assert len(found) == len(NUMBERS)
     for n, verdict in found:
         assert re.findall(r'\]\(errata\.ipynb#([^)]*)\)', verdict) == wanted[int(n)], n
-        assert verdict.strip().startswith('corrected: ' if wanted[int(n)] else 'as printed'), n
+        assert verdict.strip().startswith('corrected: ' if wanted[int(n)] else 'exact'), n
     assert sum(not links for links in wanted.values()) > 20
 
 
