@@ -570,18 +570,18 @@ def test_where_soft_distribution_info_nce_ends():
     """Eq. (31): with positives from p_eps and noise xi = eta the scores end at log((1-eps) p/xi + eps), up to a constant;
     by Newton's method on the package's loss over every tuple, from scores of zero."""
     eps, xi, p = .3, [.5, .2, .3], [.6, .3, .1]
-    limit = torch.tensor([1.14, 1.35, .5333333333333333], dtype=torch.float64)               # (1-eps) p/xi + eps, by hand
+    limit = torch.tensor([1.14, 1.35, 1.6/3], dtype=torch.float64)  # (1-eps) p/xi + eps, by hand
     px, noise = torch.ones(1, dtype=torch.float64), torch.tensor(xi, dtype=torch.float64)
     def ends(law):
         s = torch.zeros(1, 3, dtype=torch.float64)
         run = lambda s: expected_info_nce(s[None], px, torch.tensor([law], dtype=torch.float64), noise, 2)
-        for _ in range(12):
+        for _ in range(7):
             hessian = torch.autograd.functional.hessian(run, s[0]) + torch.ones(3, 3)
             s = s - torch.linalg.solve(hessian, torch.func.grad(run)(s[0]))
         return s[0].softmax(0)
     smoothed = ends([(1 - eps)*a + eps*b for a, b in zip(p, xi)])
     o.same(smoothed, limit/limit.sum(), 1e-10)
-    assert (ends(p) - smoothed).abs().max() > .05                                            # labels drawn from p end elsewhere
+    assert (ends(p) - smoothed).abs().max() > .04  # labels drawn from p end elsewhere
 
 
 # ---------------------------------------------------------------- optima in expectation, by enumeration

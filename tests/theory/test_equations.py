@@ -707,7 +707,8 @@ def least(mean_loss, steps=7):
     "Newton's method from logits of zero: where a convex loss ends, first entry zero."
     l = torch.zeros(3, dtype=torch.float64)
     for _ in range(steps):
-        l = l - torch.linalg.solve(torch.autograd.functional.hessian(mean_loss, l) + torch.ones(3, 3), gradient(mean_loss, l))
+        curvature = torch.autograd.functional.hessian(mean_loss, l) + torch.ones(3, 3)
+        l = l - torch.linalg.solve(curvature, gradient(mean_loss, l))
     return l - l[0]
 
 
