@@ -57,7 +57,7 @@ def log_pair_partition(scores:Tensor,       # `(N, K)`
     e1, e2 = (((1-epsilon)*t*(s - top)).exp() for t in (lam, 1-lam))
     return ((e1 @ pair_counts.to(s))*e2).sum(1).log() + (1-epsilon)*top[:, 0] + epsilon*s.mean(1)
 
-# %% ../../nbs/theory/learns.ipynb #b94b5820
+# %% ../../nbs/theory/learns.ipynb #64b732dc
 from ..targets import check_simplex
 
 # %% ../../nbs/theory/learns.ipynb #454da8a7
