@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL_SOURCES', 'BatchSetting', 'train_stack', 'cell_rows', 'shrinkage']
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #abfefe1a
+# %% ../../nbs/experiments/code/small_batches.ipynb #08a85b30
 __doc__ = """Batches of N rows against K classes, from N/K of a tenth on: the trainings of the page noise_samples.
 
 Trainings that differ in seed and learning rate are one stack: their weights `(S, P)`, a batch of each, and the loss of
@@ -23,7 +23,7 @@ mixed by a lambda of their own, Beta(.8, .8), and smoothed. `shrinkage` is what 
 0.75
 """
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #81355dbf
+# %% ../../nbs/experiments/code/small_batches.ipynb #95a3350d
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ from ..losses import soft_target_cross_entropy, soft_target_info_nce
 from ..noise import ClosedForm, NoiseSource, empirical_noise
 from .gmm_fit import StackedAdam, noise_counts
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #4ad33309
+# %% ../../nbs/experiments/code/small_batches.ipynb #2cd295e3
 SMALL_SOURCES = ('ce', 'in_batch', 'averaged', 'queue', 'fresh', 'closed_form')
 _BETA = .8      # of MixUp, as in the paper
 _SMOOTHING = .1 # as in the paper
@@ -64,7 +64,7 @@ class BatchSetting:
         if self.batch_size < least: raise ValueError(f"batch_size must be at least {least}, got {self.batch_size}")
         if self.steps < 1: raise ValueError(f"steps must be at least 1, got {self.steps}")
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #3f91b2ab
+# %% ../../nbs/experiments/code/small_batches.ipynb #3501f44d
 def mixture(first, second, lams, num_classes, epsilon): # targets `(..., K)`
     "Mixtures of two labels, smoothed."
     a, b = (one_hot(y, num_classes).to(lams) for y in (first, second))
@@ -82,7 +82,7 @@ class DrawnNoise(NoiseSource):
     def __init__(self, targets): self.targets = targets
     def draw(self, noise_probs): return self.targets
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #530676fd
+# %% ../../nbs/experiments/code/small_batches.ipynb #3cf6a0ad
 def closed_form(logits, targets, eta, epsilon, lams): # `(N,)`
     "Soft target InfoNCE against infinitely many noise targets whose lambda has a law."
     def at(lam): return soft_target_info_nce(logits, targets, noise_probs=eta, reduction='none',
@@ -97,7 +97,7 @@ def loss_of(source, logits, targets, noise, eta, epsilon, lams): # mean over the
     if source == 'fresh': return against(DrawnNoise(noise))
     return vmap(lambda drawn: against(DrawnNoise(drawn)))(noise).mean() # 'averaged'
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #869f54d2
+# %% ../../nbs/experiments/code/small_batches.ipynb #720ea9c9
 class Stream:
     "Rows, partners and weights of every step, and noise targets: one generator a seed, alike for all sources."
     def __init__(self, setting, labels, num_classes, seed):
@@ -131,7 +131,7 @@ class Stream:
         labels = self.labels[torch.randint(len(self.labels), (2, *shape), generator=self.noise_rng)]
         return mixture(*labels, self._lams(shape, self.noise_rng), self.num_classes, self.epsilon)
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #7a244c66
+# %% ../../nbs/experiments/code/small_batches.ipynb #53ff2064
 class StackedMLP:
     "A hidden layer of 64, for every training of a stack; weights as of torch.nn.Linear."
     def __init__(self, d, num_classes, seeds, copies, norm):
@@ -160,11 +160,12 @@ class StackedMLP:
     def __call__(self, x, training=False): # `(S, N, d)` to `(S, N, K)`
         parts = self.theta.split([math.prod(s) for s in self.shapes.values()], 1)
         w1, b1, w2, b2, scale, shift = (p.view(-1, *s) for p, s in zip(parts, self.shapes.values()))
-        h = torch.baddbmm(b1[:, None], x, w1)
-        if self.norm: h = self._normalised(h, training)*scale[:, None] + shift[:, None]
+        if self.norm: # which has the bias
+            h = self._normalised(torch.bmm(x, w1), training)*scale[:, None] + shift[:, None]
+        else: h = torch.baddbmm(b1[:, None], x, w1)
         return torch.baddbmm(b2[:, None], h.relu(), w2)
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #40f6259d
+# %% ../../nbs/experiments/code/small_batches.ipynb #88b955be
 def rate_at(step, steps): # share of the peak: a tenth of the steps to warm up, then half a cosine to zero
     warm = max(1, steps//10)
     return (step+1)/warm if step < warm else .5*(1 + math.cos(math.pi*(step-warm)/max(1, steps-warm)))
@@ -183,7 +184,7 @@ def loss_of_step(step, setting, images, streams, net, eta, lams, copies):
         return loss_of(setting.source, logits, targets, samples, eta, epsilon, lams)
     return vmap(one)(net(x, training=True), targets, noise).sum()
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #6970e6df
+# %% ../../nbs/experiments/code/small_batches.ipynb #0a40764d
 def train_stack(setting:BatchSetting,
                 images:Tensor, # `(n, d)` of training
                 labels:Tensor, # `(n,)`
@@ -203,7 +204,7 @@ def train_stack(setting:BatchSetting,
         with torch.no_grad(): adam.step_(grad, peaks*rate_at(step, setting.steps))
     with torch.no_grad(): return {k: net(x.expand(len(net.theta), *x.shape)) for k, x in held.items()}
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #704971ea
+# %% ../../nbs/experiments/code/small_batches.ipynb #f472d8fa
 def scores_of(logits, valid_logits, valid_labels, labels=None): # of one training
     "NLL of the validation part after its temperature; with `labels` all scores of the reported part."
     T = fit_temperature(valid_logits, valid_labels)
@@ -226,7 +227,7 @@ def best_rate(rows):
 
 def neighbour(lr, up): return float(f'{lr*10**(.5 if up else -.5):.0e}') # 1, 3, 10, 30
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #ddcce290
+# %% ../../nbs/experiments/code/small_batches.ipynb #cb768d6c
 def cell_rows(setting:BatchSetting,
               data:dict,         # 'train', 'valid' and 'test' -> images `(n, d)` and labels
               lrs:list,          # peak rates to choose from, in order
@@ -246,7 +247,7 @@ def cell_rows(setting:BatchSetting,
         rows.append(dict(lr=chosen, seed=seed, split='test') | scores)
     return [vars(setting) | r for r in rows]
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #f7774f75
+# %% ../../nbs/experiments/code/small_batches.ipynb #913d2803
 def shrinkage(logits:Tensor,   # `(n, K)`
               labels:Tensor,   # `(n,)`
               batch_size:int,  # N
