@@ -14,6 +14,12 @@ from .gmm_study import run_jobs as run_jobs
 from .gmm_study import settings_grid as settings_grid
 from . import imbalance as imbalance
 from .imbalance import posterior as posterior
+from . import small_batches as small_batches
+from .small_batches import BatchSetting as BatchSetting
+from .small_batches import SMALL_SOURCES as SMALL_SOURCES
+from .small_batches import cell_rows as cell_rows
+from .small_batches import shrinkage as shrinkage
+from .small_batches import train_stack as train_stack
 from . import bench_forms as bench_forms
 from .bench_forms import PROVIDERS as PROVIDERS
 from .bench_forms import Problem as Problem
