@@ -16,16 +16,19 @@ notebooks = nbdev_test --n_workers 2 $(1) --skip_folder_re '^([_.]|experiments)'
 	&& nbdev_test --n_workers 2 $(1) --path nbs/experiments/code
 # a file of tests stays in one process, with the processes and data that its tests share
 PYTEST := pytest -q -n 2 --dist loadfile
+BROWSER := python tools/browse.py
 CLUSTER := pytest -q -x -p no:cacheprovider tests/cluster/sweeps_on_slurm.py
 .DEFAULT_GOAL := help
 # pip shows what it fetches, with a bar
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 # the rates that results/digits.csv chose
 CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
+# the page at which JupyterLab opens
+FIRST ?= guides/your_loop.ipynb
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
-.PHONY: help run test test-all test-cluster ledgers tiny-ledgers bench docs lab export clean
+.PHONY: help run test test-all test-site test-cluster ledgers tiny-ledgers bench docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -45,15 +48,19 @@ run: $(VENV)/.ready    ## the paper's first result, an image training, and the f
 	@echo "== the command is $(BIN)/softnce; in this shell:  . $(BIN)/activate  and then:  softnce list"
 
 test: $(VENV)/.ready    ## everything CI checks: notebooks, package, site, tests, wheel
-	$(call step,1/5 package and README are what the notebooks give; the house rules hold,python tools/check.py)
-	$(call step,2/5 every notebook that exports or explains runs,$(call notebooks,))
-	$(call step,3/5 the site builds,$(MAKE) --no-print-directory docs)
-	$(call step,4/5 pytest,$(PYTEST))
-	$(call step,5/5 the wheel imports with torch and numpy alone,python tools/check_wheel.py)
+	$(call step,1/6 package and README are what the notebooks give; the house rules hold,python tools/check.py)
+	$(call step,2/6 every notebook that exports or explains runs,$(call notebooks,))
+	$(call step,3/6 the site builds,$(MAKE) --no-print-directory docs)
+	$(call step,4/6 one page of each section in a browser,$(BROWSER) --sample)
+	$(call step,5/6 pytest,$(PYTEST))
+	$(call step,6/6 the wheel imports with torch and numpy alone,python tools/check_wheel.py)
 
 test-all: test    ## test, and the slow cells and tests too
 	$(call step,1/2 the slow cells,$(call notebooks,--flags slow))
 	$(call step,2/2 the slow tests,pytest -q -m slow)
+
+test-site: docs    ## every page of the site as a browser shows it: desktop and phone, light and dark, axe-core, search (minutes)
+	$(call step,1/1 the site in a browser,$(BROWSER))
 
 test-cluster: $(VENV)/.ready    ## sweeps on a real Slurm that is started for it (Debian, root; a few minutes)
 	$(call step,1/1 sweeps on a real Slurm that loses jobs and nodes,$(CLUSTER))
@@ -84,8 +91,8 @@ bench: $(VENV)/.ready    ## time and memory of the losses on this device, into r
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py
 
-lab: $(VENV)/.ready    ## JupyterLab on the notebooks
-	jupyter lab nbs
+lab: $(VENV)/.ready    ## JupyterLab on the notebooks, at the first guide, with the kernel that has all they need
+	jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/$(FIRST)
 
 export: $(VENV)/.ready    ## notebooks -> softnce/, README.md; clean the notebooks
 	nbdev_export
