@@ -80,7 +80,7 @@ def difference(rows:Any, # a DataFrame with one row per seed in each setting
 
 # %% ../../nbs/runs/ledgers.ipynb #10e0f1ad
 def as_text(values:Any, # one number per seed, as fractions
-            scale:float=100., digits:int=1)->str:
+            scale:float=100., digits:int=1)->str: # scale: what one is shown as; digits: after the point
     "Mean and half width in percent."
     values = [scale*v for v in values]
     mean = f'{sum(values)/len(values):.{digits}f}'
@@ -98,14 +98,14 @@ def ledger_path(name:str)->Path: # `results/<name>.csv` of the checkout; None wh
     return root/'results'/f'{name}.csv' if root else None
 
 # %% ../../nbs/runs/ledgers.ipynb #796d38dd
-def read_ledger(name:str)->Any: # DataFrame; None if there is no such ledger
+def read_ledger(name:str)->Any: # name: of the file in results/; return: DataFrame; None if there is no such ledger
     "The rows of a ledger."
     import pandas as pd
     path = ledger_path(name)
     return pd.read_csv(path) if path and path.exists() else None
 
 def write_ledger(rows:Any, # a DataFrame
-                 name:str,
+                 name:str, # of the file in results/, without ending
                  columns:list|None=None, # that are kept; None: setting and measures of the image experiments
                  key:list|None=None, # that tell two rows apart; None: setting, seed and split
                 )->Path:

@@ -113,7 +113,9 @@ def read_out(loss:nn.Module,   # a loss, with `probs` or without
     logits, kind = logits.double(), {} if targets is None else dict(targets=targets)
     return loss.probs(logits, epsilon, **kind) if hasattr(loss, 'probs') else logits.softmax(-1)
 
-def read_out_caveat(loss:nn.Module, logits:Tensor, targets:str|None=None)->str: # as `read_out`
+def read_out_caveat(loss:nn.Module, # with a `probs`
+                    logits:Tensor,  # `(N, K)`
+                    targets:str|None=None)->str: # targets: their kind, as `read_out`
     "Why `loss.probs` refuses this kind of targets, in words; empty where the read-out is right, or no kind is said."
     check_kind(targets)
     if targets is None or not hasattr(loss, 'probs'): return ''
