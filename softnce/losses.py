@@ -238,7 +238,7 @@ def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`, 
                              *, bias:Tensor|None=None, # `(K,)` of the head; None: none
                              noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
                              temperature:float|Tensor=1., # tau > 0; divides the logits
-                             noise_samples:Targets|NoiseSource|None=None, # as for `expected_info_nce`
+                             noise_samples:Targets|NoiseSource|None=None, # as for `info_nce`; soft ones are drawn from
                              reduction:str='mean',    # 'none' | 'mean' | 'sum'
                              generator:torch.Generator|None=None, # of the noise labels; None: torch's own
                              sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor, or refused

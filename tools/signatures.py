@@ -192,13 +192,13 @@ class Package:
         "The options that every loss takes, by name."
         found = definitions(self.paths[SHARED[0]])[SHARED[1]]
         return {p.name: p.text for o in self.family(SHARED[0], found) for p in o.constructor.parameters}
-    def pointed(self, module, cls, fn, name, p):
+    def pointed(self, module, methods, fn, name, p):
         "What the definition that a comment points to says of the parameter: a method of the class, a function, ..."
-        def method(c, named): return next((m for m in c.methods if m.name == named), None)
-        other = cls and method(cls, name) or self.find(module, name)[1]
-        if isinstance(other, Class): other = method(other, fn.name) or other.constructor
-        return next((o.text for o in other.parameters if o.name == p.name), "") if other else ""
-    def complete(self, module, fn, same, cls=None):
+        other = self.find(module, name)[1]
+        if isinstance(other, Class): other = next((m for m in other.methods if m.name == fn.name), other.constructor)
+        said = [o for m in [*(m for m in methods if m.name == name), *([other] if other else [])] for o in m.parameters]
+        return next((o.text for o in said if o.name == p.name and o.text and not POINTER.fullmatch(o.text)), "")
+    def complete(self, module, fn, same, methods=()):
         "A function whose parameters have the descriptions that `same`, earlier definitions of it, give them."
         known = [p for f in reversed(same) for p in f.parameters if p.text and not POINTER.fullmatch(p.text)]
         inherited = {p.name: p for p in known}
@@ -206,14 +206,14 @@ class Package:
         def said(p):
             to = POINTER.fullmatch(p.text)
             if p.text and not to: return p
-            words = self.pointed(module, cls, fn, to[1], p) if to and to[1] else ""
+            words = self.pointed(module, methods, fn, to[1], p) if to and to[1] else ""
             if p.name in shared and shared[p.name] == (words or shared[p.name]) and p.name not in inherited:
                 return replace(p, text=shared[p.name], shared=True)
             if not words and p.name in inherited: words = inherited[p.name].text
             return replace(p, text=words + (to[2] or "" if to and words else ""))
         result = next((f.result for f in [fn, *same] if f.result.text), fn.result)
         return replace(fn, parameters=tuple(map(said, fn.parameters)), result=replace(fn.result, text=result.text),
-                       doc=fn.doc or next((f.doc for f in same if f.doc), ""))
+                       doc=fn.doc or next((f.doc for f in same if f.doc and f.name == fn.name), ""))
     def whole(self, module, name):
         "A public function, or a class with the constructor and methods that it has, inherited ones too."
         where, found = self.find(module, name)
@@ -224,11 +224,11 @@ class Package:
         family = list(self.family(where, found))
         form = next((self.find(where, o.form)[1] for o in family if o.form), None)  # the module has its parameters
         makers = [o.constructor for o in family if o.constructor]
-        names = dict.fromkeys(m.name for o in family for m in o.methods)
-        versions = [[m for o in family for m in o.methods if m.name == n] for n in names]
+        every = [m for o in family for m in o.methods]
+        versions = [[m for m in every if m.name == n] for n in dict.fromkeys(m.name for m in every)]
         more = [form] if form else []
-        made = self.complete(where, makers[0], makers[1:]+more, found) if makers else None
-        methods = [self.complete(where, v[0], v[1:]+more*(v[0].name == "forward"), found) for v in versions]
+        made = self.complete(where, makers[0], makers[1:]+more, every) if makers else None
+        methods = [self.complete(where, v[0], v[1:]+more*(v[0].name == "forward"), every) for v in versions]
         return replace(found, constructor=made, methods=tuple(methods))
     def public(self):
         "Every public name with the module that defines it, and its definition."

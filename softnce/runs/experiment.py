@@ -75,7 +75,7 @@ class Experiment:
     @property
     def name(self)->str: return self.path.stem
     @property
-    def cells(self)->list:
+    def cells(self)->list: # as in the file
         try: return json.loads(self.path.read_text(encoding='utf-8'))['cells']
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{self.path.name} is not a notebook (nbformat 4 JSON)") from None

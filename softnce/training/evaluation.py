@@ -67,7 +67,8 @@ def predict(model:nn.Module, # inputs to logits
     """Logits of a whole loader, in evaluation mode; the model's mode is put back.
 
     A loader with a `world` above 1 is one rank's share, and its `rows` are the numbers of the rows that it gave: all
-    ranks get all rows, in the order of the data. What goes wrong on one rank is raised on all."""
+    ranks get all rows, in the order of the data. What goes wrong on one rank is raised on all. ValueError for a
+    loader without rows."""
     training, device = model.training, device or next((p.device for p in model.parameters()), 'cpu')
     model.eval()
     alone = getattr(loader, 'world', 1) == 1

@@ -51,7 +51,8 @@ class _OfRows(Metric):
         found = self.of_rows(*checked(probs, labels))
         for name, v in zip(self.kept, found if isinstance(found, tuple) else (found,)): getattr(self, name).append(v)
     def rows(self): return [dim_zero_cat(getattr(self, name)) for name in self.kept]
-    def compute(self)->Tensor: return self.rows()[0].mean()
+    def compute(self)->Tensor: # a scalar, over all batches and ranks
+        return self.rows()[0].mean()
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f17
 class NegativeLogLikelihood(_OfRows):
@@ -75,7 +76,8 @@ class ExpectedAccuracy(_OfRows):
     "`softnce.calibration.expected_accuracy`: the labels' mass at the predictions; the accuracy, for class ids."
     higher_is_better, kept = True, ('confidence', 'mass')
     of_rows = staticmethod(calibration.confidence_and_mass)
-    def compute(self)->Tensor: return self.rows()[1].mean()
+    def compute(self)->Tensor: # a scalar, over all batches and ranks
+        return self.rows()[1].mean()
 
 class ExpectedCalibrationError(_OfRows):
     "`softnce.calibration.expected_calibration_error`, with the labels' mass at the predictions as accuracy."
@@ -114,7 +116,8 @@ class ClasswiseCalibrationError(Metric):
                              f"got {probs.shape[1]}")
         self.gaps += calibration.class_gaps(probs, labels, self.num_bins)
         self.count += len(probs)
-    def compute(self)->Tensor: return self.gaps.abs().sum()/(self.count*self.num_classes)
+    def compute(self)->Tensor: # a scalar, over all batches and ranks
+        return self.gaps.abs().sum()/(self.count*self.num_classes)
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f28
 SCORES = ('cross_entropy', 'kl', 'soft_brier', 'total_variation', 'expected_accuracy', 'soft_ece', 'classwise_ece',

@@ -197,7 +197,8 @@ def launch_nodes(function:Any, *args:Any, # function: of an importable module; a
                  **kwargs:Any)->Any: # kwargs: its keyword arguments; return: what the first rank's call returns
     """Call a function of an importable module in so many processes of every machine.
 
-    RuntimeError with the traceback if any rank fails; StopRequested after a stop signal."""
+    RuntimeError with the traceback if any rank fails; StopRequested after a stop signal. ValueError where several
+    machines have no folder."""
     hosts = slurm_hosts() if hosts is None else hosts
     if len(hosts)*processes == 1: return function(*args, **kwargs)
     if len(hosts) > 1 and folder is None:

@@ -106,7 +106,8 @@ class Splits:
     @property
     def num_classes(self)->int: return len(self.classes)
     @property
-    def parts(self)->dict: return dict(train=self.train, valid=self.valid, test=self.test)
+    def parts(self)->dict: # the three by name
+        return dict(train=self.train, valid=self.valid, test=self.test)
 
 # %% ../../nbs/vision/splits.ipynb #a7e00431
 def _check_targets(part, num_classes, where):

@@ -156,7 +156,7 @@ def save_model(folder:Any,    # of the model, such as `run.dir/'model'`
                valid:Any,     # logits and labels of the validation part
                used:str='last', # the weights that count: 'last' or 'best'
                **facts:Any,   # more that is to be kept, plain values
-              )->Any:
+              )->None:
     "Write the folder of a finished training, whole or not at all."
     module = make_loss(**loss, labels=data.train.part_targets, num_classes=data.num_classes)
     kind = target_kind(data, s, loss['name'])
