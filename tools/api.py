@@ -9,14 +9,15 @@ from functools import cache
 
 import stubs
 from common import ROOT, notebooks, read
-from rules import exported
+from rules import exported, sidebar
+from rules import pages as in_order
 from signatures import SHARED, Class, Function, Package
 
 ENTRY = re.compile(r"^### (softnce(?:\.\w+)*)\.(\w+)(?:: (.+))?$")
 OVERVIEW = "<!-- overview -->"  # stands where the names of all pages come
 ERROR = re.compile(r"\b(?:\w+(?:Error|Warning)|StopRequested|RunFailed|RunStopped|RunLocked)\b")
 EQUATION = re.compile(r"Eqs?\. \((\d+)\)")
-WIDTH = 86  # columns of a signature
+WIDTH = 72  # columns of a signature: what fits beside sidebar and contents at 1280 pixels
 # Used between the rooms of the package, or by its own experiments; nobody needs them to use it.
 HELPERS = {
     "softnce.candidates", "softnce.contrast", "softnce.experiments", "softnce.rows", "softnce.runs.preflight",
@@ -82,7 +83,10 @@ class Api:
         def to(m):
             page = self.pages.get(m[1].split(".")[-1])
             return f"[{m[0]}]({page}.html#{m[1].split('.')[-1]})" if page else m[0]
-        return re.sub(r"(?<!\[)`([\w.]+)`", to, text)
+        text = re.sub(r"(?<!\[)`([\w.]+)`", to, text)
+        plain = re.split(r"(`[^`]*`)", text)  # strings are code, not quotations
+        coded = (o if i % 2 else re.sub(r"(?<!\w)(\w+=)?'(\w[\w.]*)'", r"`\1'\2'`", o) for i, o in enumerate(plain))
+        return "".join(coded)
     def derivation(self, e):
         "The page that derives a name: the notebook that its definition was exported from."
         module = self.home(e)
@@ -146,20 +150,20 @@ def typed(p):
     return kind if p.default is None else f"{kind}, default `{p.default}`"
 
 
-def term(api, name, kind, said): return f"{name}{': '*bool(kind)}{kind}\n:   {api.link(said)}\n"
+def term(api, name, kind, said): return f"**{name}**{': '*bool(kind)}{kind}\n:   {api.link(said)}\n"
 
 
 def parameters(api, f):
     "The parameters as a list of definitions; options that every loss takes are named once."
     shared = [p for p in f.parameters if p.shared]
-    rows = [term(api, f"**`{p.name}`**", typed(p), p.text) for p in f.parameters
+    rows = [term(api, f"`{p.name}`", typed(p), p.text) for p in f.parameters
             if not p.shared and not p.type.startswith("Unpack[")]
     if shared:
-        names = ", ".join(f"**`{p.name}`**" for p in shared)
+        names = ", ".join(f"`{p.name}`" for p in shared)
         rows.append(term(api, names, "", f"options of every loss: `{SHARED[1]}`"))
     for p in f.parameters:
         if p.type.startswith("Unpack["):
-            rows.append(term(api, f"**`{p.name}`**", "", f"{p.text}: `{p.type[7:-1]}`"))
+            rows.append(term(api, f"`{p.name}`", "", f"{p.text}: `{p.type[7:-1]}`"))
     return "\n".join(rows)
 
 
@@ -222,10 +226,11 @@ def entry(api, e):
 def overview(api):
     "All names by page and section, each with one line."
     out = []
-    for page, source in pages(api.root).items():
+    sources = pages(api.root)
+    for page in [p[4:-3] for p in in_order(sidebar(api.root)) if p.startswith("api/")]:
         here = [e for e in api.entries if e.page == page]
         if not here: continue
-        title = re.search(r"^title: (.+)$", source, re.M)[1]
+        title = re.search(r"^title: (.+)$", sources[page], re.M)[1]
         out.append(f"## [{title}]({page}.html)")
         for section in dict.fromkeys(e.section for e in here):
             rows = []

@@ -15,15 +15,30 @@ LONG = 30  # lines of source; more are folded
 DEFS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
 
 
+def narrow(lines, node):
+    "The lines of a definition with the parameters of each function below its name, not behind it."
+    for f in [o for o in ast.walk(node) if isinstance(o, DEFS[:2])]:
+        first, last = f.lineno-1, f.body[0].lineno-2  # the lines of the signature
+        if last <= first: continue
+        head, *rest = lines[first:last+1]
+        name, start = head[:f.col_offset], head[f.col_offset:].index("(")+1+f.col_offset
+        rows = [o.strip() for o in [head[start:], *rest]]
+        ends = [o if o.startswith(")") else f"    {o}" for o in rows]
+        lines[first:last+1] = ["\0".join([head[:start], *(name + re.sub(r"\s{2,}#", "  #", o) for o in ends)]),
+                               *["\1"]*(last-first)]
+    return [part for o in lines for part in o.split("\0") if o != "\1"]
+
+
 def definitions(cell):
     "The public functions and classes of an exported cell, with their source; not those that `@patch` puts elsewhere."
     if cell.cell_type != "code" or "export" not in cell.directives_: return
-    lines = cell.source.splitlines()
     for o in cell.parsed_() or []:
         if not isinstance(o, DEFS) or o.name.startswith("_"): continue
         if any(getattr(d, "id", "") == "patch" for d in o.decorator_list): continue
         start = min(n.lineno for n in [o, *o.decorator_list])
-        yield o.name, "\n".join(lines[start-1:o.end_lineno])
+        lines = cell.source.splitlines()
+        lines[o.end_lineno:], lines[:start-1] = [], ["\1"]*(start-1)
+        yield o.name, "\n".join(narrow(lines, o))
 
 
 class add_sources(Processor):
