@@ -56,7 +56,8 @@ def test_the_answer_stands_first(name):
     "Question, answer, advice, method, run; each figure has a text for those who do not see it."
     headings = [''.join(c['source']).splitlines()[0] for c in cells(name) if c['cell_type'] == 'markdown']
     text = '\n'.join(''.join(c['source']) for c in cells(name) if c['cell_type'] == 'markdown')
-    places = [text.index(f'\n{h}\n') for h in ('## What was found', '## What follows for you', '## Method', '## This run')]
+    parts = '## What was found', '## What follows for you', '## Method', '## This run'
+    places = [f'{text}\n'.index(f'\n{h}\n') for h in parts]
     assert places == sorted(places) and headings[0].startswith('# ')
     for c in cells(name):
         source = ''.join(c['source'])
