@@ -45,7 +45,8 @@ def scripts(soup, page):
     "The site's own scripts; a figure that moves brings its own."
     moves = soup.find(attrs={"data-moving": True}) is not None
     for name in ["site.js", *["moving_data.js", "moving.js"]*moves]:
-        if (page.docs/"scripts"/name).exists(): soup.head.append(new(soup, "script", src=f"{page.up}scripts/{name}", defer=""))
+        if not (page.docs/"scripts"/name).exists(): continue
+        soup.head.append(new(soup, "script", src=f"{page.up}scripts/{name}", defer=""))
 
 
 # ---------------------------------------------------------------- figures

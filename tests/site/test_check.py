@@ -156,6 +156,15 @@ def test_style(tmp_path, name, line, rule):
     assert not found if rule is None else len(found) == 1 and found[0].startswith(name) and rule in found[0]
 
 
+def test_a_caption_may_be_long(tmp_path):
+    put(tmp_path/"pyproject.toml", (ROOT/"pyproject.toml").read_text())
+    write(tmp_path/"nbs/b/a.ipynb", cell("x = 1"), cell('#| echo: false\n#| fig-cap: "' + "a"*130 + '"\nx = 2'))
+    assert not list(rules.style(tmp_path))
+    write(tmp_path/"nbs/b/a.ipynb", cell("x = 1"), cell('#| fig-cap: "' + "a"*130 + '"\ny = "' + "a"*130 + '"'))
+    found, = rules.style(tmp_path)
+    assert ":2:" in found and "E501" in found
+
+
 def long(lines, name="f"): return f"def {name}(\n    x,\n):\n" + '    "What it is."\n' + "    x = 1\n"*(lines-4)
 
 
