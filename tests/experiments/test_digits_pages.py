@@ -193,3 +193,16 @@ def test_no_head_is_worth_its_layers_here():
     def head(hidden): return dict(loss=NCE, hidden=hidden, logits_bn=False)
     d = difference(best, head(128), head(0), counts='rows')
     assert abs(d['points']) < d['half'] and d['detectable'] < 1.72  # the paper's gain on Tiny ImageNet
+
+
+def test_the_cells_of_small_batches_are_those_that_the_page_asks_for(small):
+    "Its own loop, with the parameters of `make ledgers`."
+    from softnce.experiments import SMALL_SOURCES, BatchSetting
+    cells = [''.join(c['source']) for c in json.loads((FOLDER/'noise_samples.ipynb').read_text())['cells']]
+    space = dict(SMALL_SOURCES=SMALL_SOURCES, BatchSetting=BatchSetting, REFERENCE=16, small_passes=8,
+                 small_batches=[1, 2, 4, 8, 16, 32, 100], small_arms=['mixed', 'mixed_bn', 'labels'])
+    exec(next(c for c in cells if 'def small_cells' in c), space)
+    asked = {(s.targets, s.norm, s.source, s.batch_size, s.steps) for s in space['small_cells'](719)}
+    assert asked == set(small[CELL].itertuples(index=False, name=None))
+    for name in ('small_batches', 'small_passes', 'small_arms'):
+        assert f"-p {name}=" in next(l for l in (REPO/'Makefile').read_text().splitlines() if l.startswith('SMALL :='))
