@@ -1,9 +1,9 @@
 """Build the site into _docs/: with Quarto where there is one, else with smalldocs.
 
-Both render the notebooks that nbdev processes into _proc/. Some things are mended on the way: under the entry of an
-exported function stands its body, because here the code is the equation; MathJax and fonts are not fetched from another
-host; tools/mending.py says what else is done to a page. nbdev_docs is not called: it would also write README.md, in its
-own way.
+Both render the notebooks that nbdev processes into _proc/, and the pages of the API that tools/api.py writes there. Some
+things are mended on the way: an exported function is shown as its source, because here the code is the equation; MathJax
+and fonts are not fetched from another host; tools/mending.py says what else is done to a page. nbdev_docs is not called:
+it would also write README.md, in its own way.
 """
 import os, re, shutil, subprocess, sys, tempfile
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 import about
 import nbdev.serve
 from nbdev.config import get_config
+import api
 from nbproc import Procs
 from mending import mend, own_fonts
 from searching import write
@@ -23,7 +24,8 @@ MATHJAX_FILES = ["tex-chtml-full.js", "output/chtml/fonts/woff-v2"]
 def process(cfg):
     "The notebooks as they go to the renderer, in `_proc/`; only what changed is done again."
     proc = cfg.config_path/"_proc"
-    stale = proc.exists() and proc.stat().st_mtime < Path(__file__).with_name("nbproc.py").stat().st_mtime
+    made_by = [Path(__file__).with_name(f"{o}.py") for o in ("nbproc", "api", "signatures")]
+    stale = proc.exists() and proc.stat().st_mtime < max(p.stat().st_mtime for p in made_by)
     nbdev.serve.FilterDefaults = Procs
     try: nbdev.serve.proc_nbs(cfg.nbs_path, force=stale)
     except Exception as e:  # it names the notebook and shows the cell; its cause is the text of a traceback
@@ -33,6 +35,7 @@ def process(cfg):
     for p in proc.rglob("*"):  # notebooks and figures that are no more
         ours = proc/cfg.doc_path.name in p.parents or proc/"about" in p.parents
         if p.is_file() and not ours and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
+    api.write(proc/"api")
     return proc
 
 
