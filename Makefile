@@ -70,6 +70,7 @@ test-cluster: $(VENV)/.ready    ## sweeps on a real Slurm that is started for it
 
 ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about an hour)
 	softnce run gmm -p full=true -p ledger=true
+	softnce run gmm -p sweep=true -p ledger=true
 	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run digits -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
 	softnce run digits
 	softnce run digits -p seeds='[3, 4, 5, 6, 7, 8, 9]'
