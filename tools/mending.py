@@ -4,7 +4,7 @@ import base64, re, struct
 from html import escape
 
 from bs4 import BeautifulSoup, Comment
-from searching import entries, readable
+from searching import entries, readable, title_and_line
 
 MATHJAX = "site_libs/mathjax/tex-chtml-full.js"
 OTHER_HOST = re.compile(r"^(?:https?:)?//", re.I)
@@ -43,9 +43,10 @@ def maths(soup, page):
 
 def scripts(soup, page):
     "The site's own scripts; a figure that moves brings its own."
-    names = ["scripts/site.js"] + ["scripts/moving.js"]*bool(soup.find(attrs={"data-moving": True}))
-    for name in names:
-        if (page.docs/name).exists(): soup.head.append(new(soup, "script", src=page.up+name, defer=""))
+    moves = soup.find(attrs={"data-moving": True}) is not None
+    for name in ["site.js", *["moving_data.js", "moving.js"]*moves]:
+        if not (page.docs/"scripts"/name).exists(): continue
+        soup.head.append(new(soup, "script", src=f"{page.up}scripts/{name}", defer=""))
 
 
 # ---------------------------------------------------------------- figures
@@ -98,6 +99,15 @@ def buttons(soup, page):
         text, toggle = o.select_one(".sidebar-item-text"), o.select_one(".sidebar-item-toggle")
         if text and toggle: toggle["aria-label"] = "Pages of " + text.get_text(strip=True)
     for o in soup.select("button.code-copy-button"): o["aria-label"] = "Copy this code"
+
+
+def open_use(soup, page):
+    "On the home page the guides are seen in the list of pages."
+    section = soup.select_one(".sidebar-item-section") if page.notebook == "index.ipynb" else None
+    if section is None: return
+    for o in section.select(":scope > ul"): o["class"] = [*o.get("class", []), "show"]
+    for o in section.select(":scope > .sidebar-item-container [aria-expanded]"):
+        o["aria-expanded"], o["class"] = "true", [c for c in o["class"] if c != "collapsed"]
 
 
 def tables(soup, page):
@@ -160,16 +170,17 @@ def ways(soup, page):
     elif main: main.append(box)
 
 
-MENDS = [own_links, figures, landmarks, buttons, tables, link_texts, phone_contents, ways, maths, scripts]
+MENDS = [own_links, figures, landmarks, buttons, open_use, tables, link_texts, phone_contents, ways, maths, scripts]
 
 
 def mend(page):
-    "Every change, on one page; what the search finds there."
+    "Every change, on one page; what the search finds there, and its title and line by address."
     soup = BeautifulSoup(page.path.read_text(encoding="utf-8"), "html.parser")
     for o in soup.find_all(string=lambda s: isinstance(s, Comment)): o.extract()
     for step in MENDS: step(soup, page)
     page.path.write_text(str(soup), encoding="utf-8")
-    return list(entries(soup, str(page.path.relative_to(page.docs))))
+    href = str(page.path.relative_to(page.docs))
+    return list(entries(soup, href)), {href: title_and_line(soup, href)}
 
 
 def own_fonts(docs):

@@ -75,7 +75,12 @@ def shown(nb): return [c for c in nb["cells"] if not re.search(r"^#\|\s*(hide|in
 
 
 def test_sidebar_names_every_notebook_once():
-    assert sorted(pages(sidebar(ROOT))) == sorted(NAMES)
+    assert sorted(o for o in pages(sidebar(ROOT)) if o.endswith(".ipynb")) == sorted(NAMES)
+
+
+def test_titles_are_unique():
+    titles = [read(NBS/n)["cells"][0]["source"].splitlines()[0] for n in NAMES]
+    assert sorted(titles) == sorted(set(titles))
 
 
 def test_site_settings_agree_with_settings_ini():
