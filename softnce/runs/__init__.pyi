@@ -59,3 +59,4 @@ from .comparisons import difference as difference
 from .comparisons import half_width as half_width
 from .comparisons import holm as holm
 from .comparisons import seeds_needed as seeds_needed
+from .comparisons import verdict as verdict

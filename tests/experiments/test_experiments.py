@@ -107,7 +107,7 @@ def test_the_papers_numbers():
 # ---- the ledgers
 
 LEDGERS = sorted(p for n in SWEEPS for p in ledger_path(n).parent.glob(f'{n}*.csv')
-                 if not re.search('bins|matched', p.name))
+                 if not re.search('bins|matched|small|shrinkage', p.name))
 
 
 def test_every_sweep_has_a_ledger():
