@@ -1,4 +1,4 @@
-"Pages that no notebook makes, from the files at the top of the repository: changes, contributing, how to cite; llms.txt."
+"Pages that no notebook makes, from files at the top of the repository: changes, contributing, how to cite; llms.txt."
 import re
 
 import yaml
@@ -31,7 +31,7 @@ def citation(cff):
     own = dict(title=cff["title"], author=names(cff["authors"]), version=cff["version"], url=cff["repository-code"])
     parts = [cff["message"], entry("software", "softnce", own)]
     for o in cff.get("references", []):
-        fields = dict(title=o["title"], author=names(o["authors"]), year=o.get("year"), doi=o.get("doi"), url=o.get("url"))
+        fields = dict(title=o["title"], author=names(o["authors"]), **{k: o.get(k) for k in ("year", "doi", "url")})
         parts.append(entry("article", "paper", fields))
     return "\n\n".join(parts)
 

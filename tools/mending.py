@@ -43,9 +43,10 @@ def maths(soup, page):
 
 def scripts(soup, page):
     "The site's own scripts; a figure that moves brings its own."
-    names = ["scripts/site.js"] + ["scripts/moving.js"]*bool(soup.find(attrs={"data-moving": True}))
-    for name in names:
-        if (page.docs/name).exists(): soup.head.append(new(soup, "script", src=page.up+name, defer=""))
+    moves = soup.find(attrs={"data-moving": True}) is not None
+    for name in ["site.js", *["moving_data.js", "moving.js"]*moves]:
+        if not (page.docs/"scripts"/name).exists(): continue
+        soup.head.append(new(soup, "script", src=f"{page.up}scripts/{name}", defer=""))
 
 
 # ---------------------------------------------------------------- figures

@@ -216,7 +216,8 @@ def short_sections(root):
     "A section is seen at once: its pages, and the names of the sections inside."
     for o in sections(sidebar(root)):
         n = len(o["contents"])
-        if n > MAX_PAGES: yield f"nbs/sidebar.yml: section {o['section']} has {n} pages, at most {MAX_PAGES} are allowed"
+        if n > MAX_PAGES:
+            yield f"nbs/sidebar.yml: section {o['section']} has {n} pages, at most {MAX_PAGES} are allowed"
 
 
 # ---------------------------------------------------------------- names that nobody needs

