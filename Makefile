@@ -97,7 +97,7 @@ text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or
 	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=3.75 -p arms='["fresh, uniform", "fresh, unigram^.75", "expected, fresh, counts"]'
 	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=3.75 -p lrs='[0.003, 0.01, 0.03, 0.1]' -p arms='["in-batch, counts"]'
 	$(MISSING) -p seconds=4 -p looks=1 -p search_seconds=4 -p taught=100000 -p arms='["in-batch", "soft CE, spread", "in-batch, teacher", "expected, teacher", "expected, half teacher"]'
-	softnce run distillation $(FIVE) $(ALL_STUDENTS) -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p search_seeds='[100, 101, 102, 103]' -p lrs='[0.003, 0.01, 0.03, 0.1, 0.3]'
+	softnce run distillation -p ledger=true $(ALL_STUDENTS) -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p search_seeds='[100, 101, 102, 103]' -p lrs='[0.003, 0.01, 0.03, 0.1, 0.3]'
 	softnce run distillation $(FIVE) $(ALL_STUDENTS) -p tasks='[words]' -p lrs='[0.001, 0.003, 0.01, 0.03, 0.1]'
 
 # the ledger remembers what is done, the folder of the run need not
