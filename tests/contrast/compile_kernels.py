@@ -27,13 +27,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction, MockTensor
 
-from softnce.contrast import triton_candidates, triton_sums
+from softnce.contrast import triton_candidates, triton_common, triton_sums
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 CAPABILITIES = 80, 90, 100
 SHARED = {80: 163*1024, 90: 227*1024, 100: 227*1024}  # bytes that a program may have
 LEDGER = Path(__file__).parents[2]/'results'/'kernels.csv'
-COLUMNS = ['capability', 'case', 'launch', 'kernel', 'warps', 'registers', 'spilled', 'shared', 'programs', 'mib',
+COLUMNS = ['capability', 'case', 'launch', 'kernel', 'warps', 'registers', 'spilled', 'shared', 'ctas', 'programs', 'mib',
            'floor_mib', 'overflows', 'floats', 'tensor_cores', 'wide', 'triton']
 NO_LAUNCH = {'promote_types', 'empty', 'empty_like', 'new_empty', 'view', '_unsafe_view', 'as_strided', 't',
              'transpose', 'slice', 'select', 'expand', 'unbind', 'unsqueeze', 'squeeze', 'detach', 'alias',
@@ -84,9 +84,12 @@ def class_case(dtype, K, S=2, two=False, own=False, probs=False, eta=True, grad=
     make = Maker(dtype, device)
     ids, w = (None, None) if probs else (make.ids(N, S), make.full(N, S))
     offset = make.full(1, K) if own or two else None
-    return Case(triton_sums.class_sums, make.logits(N, K), ids, w, make.full(N), make.full(N, K) if probs else None,
-                offset, make.full(N) if own else None, make.full(K) if eta else None, [.3, .6] if two else [1.], .5,
-                grad, classes=K)
+    return Case(sums_and_gradient if grad else triton_sums.class_sums, make.logits(N, K), ids, w, make.full(N),
+                make.full(N, K) if probs else None, offset, make.full(N) if own else None,
+                make.full(K) if eta else None, [.3, .6] if two else [1.], .5, classes=K)
+
+
+def sums_and_gradient(*args): triton_sums.class_gradient(*args, triton_sums.class_sums(*args))
 
 
 def expected_case(dtype, K, S=2, probs=False, N=8192, device='meta'):
@@ -121,7 +124,7 @@ def add(kind, make, dtype, K, note='', **options):
 
 # a row in one block, from the smallest warps to the most; the largest block; longer rows; K no multiple of 16
 for dtype, K in [(BF16, 10), (BF16, 1000), (F16, 1000), (F32, 1000), (F32, 1001), (F32, 4096), (F32, 16384),
-                 (BF16, 32768), (F32, 65536), (BF16, 65536), (F32, 100_000), (F64, 1000), (F64, 4096), (F64, 100_000)]:
+                 (F32, 21841), (BF16, 21841), (BF16, 32768), (F32, 65536), (BF16, 65536), (F32, 100_000), (F64, 1000), (F64, 4096), (F64, 100_000)]:
     add('classes', class_case, dtype, K)
 for dtype, K in [(F32, 1000), (BF16, 32768), (F32, 65536), (F64, 4096)]:
     add('classes', class_case, dtype, K, 'own offset', S=1, own=True)
@@ -141,7 +144,7 @@ for dtype, S, share in [(BF16, 2, False), (F32, 2, False), (F32, 8, True), (F32,
     add('candidates', sparse_case, dtype, 1000, f"S={S}{', share'*share}", S=S, share=share, eta=share)
 add('candidates', sparse_case, F32, 1000, 'N=64', N=64)
 add('candidates', sparse_case, F32, 21841, 'no gradient', grad=False)
-for dtype, M in [(F32, 1000), (F32, 32768), (F32, 40_000), (F64, 4096)]: add('product', product_case, dtype, M)
+for dtype, M in [(F32, 1000), (F32, 1001), (F32, 32768), (F32, 40_000), (F32, 100_000), (F64, 4096), (F64, 100_000)]: add('product', product_case, dtype, M)
 # N x K = 2**33: where 32 bits would not do
 for K in (2**10, 2**18):
     N = 2**33//K
@@ -155,7 +158,7 @@ add('far: candidates', sparse_case, F32, 2**22, N=2**11)
 
 def programs_at_once(registers, warps, shared):
     "Programs of a kernel that fit a multiprocessor of 65,536 registers, 64 warps and 228 KiB of shared memory."
-    each = -(-registers*32//256)*256*warps
+    each = -(-registers//8)*8*32*warps
     return min(32, 65536//each, 64//warps, 228*1024//(shared + 1024))
 
 
@@ -164,10 +167,12 @@ def usage(kernel, log, loaded, numbers, grid, floor):
     stores, loads = map(int, re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', log).groups())
     registers, ptx, warps = int(re.search(r'Used (\d+) registers', log)[1]), kernel.asm['ptx'], kernel.metadata.num_warps
     overflows, moved = ranges(kernel.asm['ttir'], numbers, grid, loaded)
+    large = {n for n, x in numbers.items() if isinstance(x, torch.Tensor) and 2*x.nbytes >= floor/2}  # as the logits
     signature = kernel.src.signature
     return dict(kernel=kernel.metadata.name, warps=warps, registers=registers, spilled=stores + loads,
-                shared=kernel.metadata.shared, programs=programs_at_once(registers, warps, kernel.metadata.shared),
-                mib=round(sum(moved.values())/2**20, 1), floor_mib=round(floor/2**20, 1), overflows='; '.join(overflows),
+                shared=kernel.metadata.shared, ctas=kernel.metadata.num_ctas,
+                programs=programs_at_once(registers, warps, kernel.metadata.shared),
+                mib=round(sum(b for n, b in moved.items() if n in large)/2**20, 1), floor_mib=round(floor/2**20, 1), overflows='; '.join(overflows),
                 floats=' '.join(sorted({t for t in signature.values() if t.startswith('fp')})),
                 tensor_cores='mma' in ptx, wide='.v4' in ptx)
 
@@ -190,6 +195,7 @@ def rows_of(capability, cases=None):
     "A row for each launch of each case. In a process of its own for each capability: a process has one driver."
     driver.set_active(NamesACard(capability))
     triton_candidates.num_programs = lambda x: 4*MULTIPROCESSORS
+    triton_common.has_clusters = lambda x: capability >= 90
     knobs.nvidia.dump_ptxas_log, knobs.compilation.always_compile = True, True
     launches, logs = record_launches(), {}
     for name, make in (cases or CASES).items():

@@ -398,7 +398,8 @@ def test_offsets_beyond_two_to_the_31(monkeypatch, tmp_path):
     far = memory.as_strided((3, 6), (2**30, 1)).copy_(x)
     def everything(x, one_weight):
         own = rows[0][:3], rows[1][:3]
-        return (*triton_sums.class_sums(x, *own, None, None, None, None, None, [1.], 1., True),
+        classes = x, *own, None, None, None, None, None, [1.], 1.
+        return (triton_sums.class_sums(*classes), triton_sums.class_gradient(*classes, torch.ones(3)),
                 *triton_sums.sparse_sums(x, *rows, None, *own, None, None, 1., True, one_weight, 0, True))
     for one_weight in (False, True):  # by candidates, and by pairs
         for a, b in zip(everything(x, one_weight), everything(far, one_weight)): assert torch.equal(a, b)
@@ -412,7 +413,7 @@ def test_launches_go_to_the_device_of_the_tensors(monkeypatch):
         def __exit__(self, *exc): pass
     monkeypatch.setattr(torch.cuda, 'device_of', Recorder)
     x, ids, w = (to(v, F64) for v in o.sparse_case(2, 5, 3, 2, False))
-    triton_sums.class_sums(x, ids[:2], w[:2], None, None, None, None, None, [1.], 1., True)
+    triton_sums.class_sums(x, ids[:2], w[:2], None, None, None, None, None, [1.], 1.)
     triton_sums.sparse_sums(x, ids, w, None, ids[:2], w[:2], None, None, 1., True, False, 0, True)
     triton_sums.softmax_without_own(x, None)
     assert len(entered) == 3 and all(e is x for e in entered)
