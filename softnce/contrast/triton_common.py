@@ -136,8 +136,9 @@ def row_options(x:Tensor,    # `(n, width)` of any row stride
     wide = numbers_in_16_bytes(x, align)
     width = x.shape[1] + wide - 1  # with what may be before it
     block, warps, programs = row_block(width, in_full(x.dtype).itemsize, part, has_clusters(x))
+    registers = min(255, 2**16//(32*warps))  # a thread's, all: else the assembler spills some for one program more
     return dict(DTYPE=precision(x), ALIGN=align, WIDE=wide, ONE=width <= block, BLOCK=block, num_warps=warps,
-                num_ctas=programs)
+                num_ctas=programs, maxnreg=registers)
 
 # %% ../../nbs/contrast/triton_common.ipynb #9096e718
 def on_its_device(call):
