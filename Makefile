@@ -70,6 +70,7 @@ test-cluster: $(VENV)/.ready    ## sweeps on a real Slurm that is started for it
 
 ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about an hour)
 	softnce run gmm -p full=true -p ledger=true
+	softnce run gmm -p sweep=true -p ledger=true
 	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run digits -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
 	softnce run digits
 	softnce run digits -p seeds='[3, 4, 5, 6, 7, 8, 9]'
@@ -99,22 +100,22 @@ WORDNET ?= /usr/share/wordnet
 FIVE := -p seeds='[0, 1, 2, 3, 4]' -p ledger=true
 MISSING = softnce run missing_word -p path=$(abspath $(WORDNET)) -p sizes='[]' $(FIVE)
 FURTHER := -p ledger=true -p into=words_further -p targets='[label, distribution]' -p losses='[soft CE, in-batch, expected]'
-FOUR := -p search_seeds='[100]' -p lrs='[0.001, 0.003, 0.01, 0.03]'
+FOUR := -p search_seeds='[100]' -p lrs='[0.001, 0.003, 0.01, 0.03, 0.1]'
 ALL_STUDENTS := -p students='["labels", "soft CE", "in-batch", "expected", "closed form", "KL, T=2", "KL, T=4", "KL, T=4, labels .1", "in-batch, T=4", "expected, T=4", "soft CE, uniform", "soft CE, renormalise", "KL, bucket", "KL, bucket, labels .1", "in-batch, uniform", "expected, uniform", "expected, renormalise"]'
 text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or their zip): about two hours of one core
 	softnce run words -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p ledger=true
 	softnce run words -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p ledger=true -p targets='[smoothed]' -p losses='[soft CE, closed form]' -p lrs='[0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03]'
 	softnce run words $(FURTHER) -p seeds='[10, 11, 12, 13, 14]'
 	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p rows=1000 -p epochs=40
-	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p hidden=128
-	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p rows=50000 -p epochs=2
+	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p hidden=64
+	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p rows=50000 -p epochs=1
 	$(MISSING) -p seconds=60 -p looks=6 -p search_seconds=15 -p arms='["soft CE", "in-batch"]'
 	$(MISSING) -p seconds=15 -p looks=4 -p search_seconds=3.75 -p arms='["expected, counts", "sampled softmax"]'
 	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=15 -p arms='["fresh, unigram", "queue"]'
 	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=3.75 -p arms='["fresh, uniform", "fresh, unigram^.75", "expected, fresh, counts"]'
 	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=3.75 -p lrs='[0.003, 0.01, 0.03, 0.1]' -p arms='["in-batch, counts"]'
 	$(MISSING) -p seconds=4 -p looks=1 -p search_seconds=4 -p taught=100000 -p arms='["in-batch", "soft CE, spread", "in-batch, teacher", "expected, teacher", "expected, half teacher"]'
-	softnce run distillation $(FIVE) $(ALL_STUDENTS) -p search_seeds='[100, 101, 102, 103]' -p lrs='[0.003, 0.01, 0.03, 0.1, 0.3]'
+	softnce run distillation -p ledger=true $(ALL_STUDENTS) -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p search_seeds='[100, 101, 102, 103]' -p lrs='[0.003, 0.01, 0.03, 0.1, 0.3]'
 	softnce run distillation $(FIVE) $(ALL_STUDENTS) -p tasks='[words]' -p lrs='[0.001, 0.003, 0.01, 0.03, 0.1]'
 
 # the ledger remembers what is done, the folder of the run need not
