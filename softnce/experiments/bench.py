@@ -161,10 +161,10 @@ def complete(path, problem:Problem, names, modes, env:dict)->bool:
 # %% ../../nbs/experiments/code/bench.ipynb #6e7c7764
 def fill_ledger(problems:list,  # of `Problem`, small ones first; each is dropped when it is done
                 path:Any,       # the ledger
-                modes:tuple=MODES,
+                modes:tuple=MODES, # what is timed
                 fresh:bool=False, # measure again what the ledger has
                 timer:str='events', # as for `environment`
-                **how:Any)->None: # `budget`, `limit`, `rounds`, `seconds`
+                **how:Any)->None: # how: `budget`, `limit`, `rounds`, `seconds`
     "Measure all available providers at each size, and write the rows size by size; complete sizes are skipped."
     last = {}
     for i, p in enumerate(problems):
