@@ -83,9 +83,9 @@ _OPTIMIZERS = ('Adam', 'SGD')
 
 def training_paths(data:ToyData,        # see `gmm_reading`
                    trainings:list,      # pairs of loss, 'NLL' or 'InfoNCE' in-batch, and constant rate
-                   epochs:int=500,
+                   epochs:int=500,      # of each training
                    optimizer:str='Adam', # 'Adam' or 'SGD'
-                   batch_size:int=1024,
+                   batch_size:int=1024, # rows a step
                   )->tuple:             # parameters `(epochs, R, K, d)` and held-out NLL `(epochs, R)` after each epoch
     "Train all to the end on the same batches. Raises ValueError for another optimiser."
     if optimizer not in _OPTIMIZERS: raise ValueError(f"optimizer must be one of {_OPTIMIZERS}, got {optimizer!r}")
@@ -160,7 +160,7 @@ def gmm_sweep_rows(reading:str,   # one of GMM_READINGS
                    optimizer:str, # 'Adam' or 'SGD'
                    alignment:Any, # percent
                    seed:int,      # of the data set
-                   epochs:int=500,
+                   epochs:int=500,      # of each training
                    **sizes:Any,   # of `toy_data`
                   )->list:        # a dict for each rate, loss and stopping rule
     "Train NLL and in-batch InfoNCE at every rate on one data set, and measure what every stopping rule keeps."
