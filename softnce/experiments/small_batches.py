@@ -52,7 +52,7 @@ class BatchSetting:
     "What the trainings of a stack share. Raises ValueError for what cannot be meant."
     source:str           # one of SMALL_SOURCES
     batch_size:int       # N
-    steps:int
+    steps:int            # of every training
     targets:str='mixed'  # 'mixed', or 'labels' of plain images
     norm:bool=False      # batch normalisation of the hidden layer
 
