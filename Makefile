@@ -25,7 +25,7 @@ CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
-.PHONY: help run test test-all test-cluster ledgers tiny-ledgers bench docs lab export clean
+.PHONY: help run test test-all test-cluster ledgers tiny-ledgers bench gpu docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -80,6 +80,10 @@ tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the C
 # the ledger remembers what is done, the folder of the run need not
 bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)
 	softnce run benchmark -p ledger=true --out "$$(mktemp -d)"
+
+# MINUTES of a call; TINY: Tiny ImageNet, for the trainings
+gpu: $(VENV)/.ready    ## on a card: test and tune the kernels, time the losses, train what is next; goes on where it stopped
+	python tools/gpu.py --minutes $(or $(MINUTES),9) --tiny $(TINY)
 
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py
