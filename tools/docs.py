@@ -1,16 +1,21 @@
 """Build the site into _docs/: with Quarto where there is one, else with smalldocs.
 
-Both render the notebooks that nbdev processes into _proc/. Three things are mended on the way: under the entry of an
-exported function stands its body, because here the code is the equation; links to the site's own address are made
-relative; MathJax is served from the site, so that no page needs another host. nbdev_docs is not called: it would also
-write README.md, in its own way.
+Both render the notebooks that nbdev processes into _proc/, and the pages that tools/api.py and tools/about.py write
+there. Some things are mended on the way: an exported function is shown as its source, because here the code is the
+equation; MathJax and fonts are not fetched from another host; tools/mending.py says what else is done to a page.
+nbdev_docs is not called: it would also write README.md, in its own way.
 """
 import os, re, shutil, subprocess, sys, tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+import about
+import api
 import nbdev.serve
 from nbdev.config import get_config
 from nbproc import Procs
+from mending import mend, own_fonts
+from searching import write
 
 MATHJAX = "sphinx-mathjax-offline==0.0.2"  # a wheel that holds MathJax 3.2.2 as published; its Sphinx part is not used
 MATHJAX_FILES = ["tex-chtml-full.js", "output/chtml/fonts/woff-v2"]
@@ -19,7 +24,8 @@ MATHJAX_FILES = ["tex-chtml-full.js", "output/chtml/fonts/woff-v2"]
 def process(cfg):
     "The notebooks as they go to the renderer, in `_proc/`; only what changed is done again."
     proc = cfg.config_path/"_proc"
-    stale = proc.exists() and proc.stat().st_mtime < Path(__file__).with_name("nbproc.py").stat().st_mtime
+    made_by = [Path(__file__).with_name(f"{o}.py") for o in ("nbproc", "api", "signatures")]
+    stale = proc.exists() and proc.stat().st_mtime < max(p.stat().st_mtime for p in made_by)
     nbdev.serve.FilterDefaults = Procs
     try: nbdev.serve.proc_nbs(cfg.nbs_path, force=stale)
     except Exception as e:  # it names the notebook and shows the cell; its cause is the text of a traceback
@@ -27,8 +33,9 @@ def process(cfg):
     if not (proc/"_quarto.yml").exists():
         sys.exit("nbdev processed nothing: it skips a checkout under a folder whose name starts with a dot")
     for p in proc.rglob("*"):  # notebooks and figures that are no more
-        rendered = proc/cfg.doc_path.name in p.parents
-        if p.is_file() and not rendered and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
+        ours = proc/cfg.doc_path.name in p.parents or proc/"about" in p.parents
+        if p.is_file() and not ours and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
+    api.write(proc/"api")
     return proc
 
 
@@ -61,32 +68,45 @@ def mathjax():
     return have
 
 
-HOSTS = r'"https?://[^"]*(?:mathjax|katex|polyfill)[^"]*"'  # where the renderers would fetch maths from
-REMOTE = re.compile(rf"<(?:link|script)\b[^>]*{HOSTS}[^>]*>(?:\s*</script>)?\s*", re.I)
+@dataclass
+class Page:
+    "One page of the site and what mending it needs to know."
+    path: Path            # the rendered file
+    docs: Path            # the site's folder
+    notebook: str | None  # its notebook, from nbs/; None where another source made the page
+    maths: bool           # whether MathJax lies in the site
+    site: str             # the site's address
+    git: str              # the repository's
+    branch: str
+
+    @property
+    def up(self): return "../"*len(self.path.relative_to(self.docs).parent.parts)
 
 
-def mend(page, docs, cfg, maths):
-    "Relative links to the site's own pages, and maths from the site, in one page."
-    up, txt = "../"*len(page.relative_to(docs).parent.parts), page.read_text(encoding="utf-8")
-    here = re.escape(cfg.doc_host+cfg.doc_baseurl)
-    txt = re.sub(rf'(<a\b[^>]*\bhref="){here}/', rf"\g<1>{up or './'}", txt)
-    if maths and 'class="math' in txt:
-        script = f'<script defer src="{up}site_libs/mathjax/{MATHJAX_FILES[0]}"></script>\n'
-        txt = REMOTE.sub("", txt).replace("</head>", script+"</head>", 1)
-    page.write_text(txt, encoding="utf-8")
+def pages(cfg, docs, maths):
+    for path in sorted(docs.rglob("*.html")):
+        name = str(path.relative_to(docs).with_suffix(".ipynb"))
+        notebook = name if (cfg.nbs_path/name).exists() else None
+        yield Page(path, docs, notebook, maths, cfg.doc_host+cfg.doc_baseurl, cfg.git_url, cfg.branch)
 
 
 def main():
     cfg = get_config()
     proc, docs = process(cfg), cfg.doc_path
+    about.write(cfg.config_path, proc, cfg)
     render(proc)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(proc/docs.name, docs)
     maths = mathjax()
     if maths: shutil.copytree(maths, docs/"site_libs"/"mathjax")
     else: print("MathJax could not be fetched: the pages load their maths from a CDN")
-    for page in docs.rglob("*.html"): mend(page, docs, cfg, maths)
-    print(f"{len(list(docs.rglob('*.html')))} pages in {docs.name}/, starting at {docs.name}/index.html")
+    shutil.copytree(cfg.nbs_path/"scripts", docs/"scripts", dirs_exist_ok=True)
+    own_fonts(docs)
+    made = list(pages(cfg, docs, maths))
+    found, titles = zip(*map(mend, made))
+    write(docs, sum(found, []))
+    about.llms(docs, cfg, {k: v for o in titles for k, v in o.items()})
+    print(f"{len(made)} pages in {docs.name}/, starting at {docs.name}/index.html")
 
 
 if __name__ == "__main__": main()

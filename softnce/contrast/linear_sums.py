@@ -35,7 +35,7 @@ def linear_sums_reference(embeddings:Tensor, weight:Tensor, bias:Tensor|None=Non
                           weights:Tensor|None=None, share:Tensor|None=None, probs:Tensor|None=None,
                           log_eta:Tensor|None=None,
                           offset:Tensor|None=None, exponents:tuple[float, ...]|list[float]=(1.,),
-                          row_weight:Tensor|None=None, needs:int=7)->Tensor:
+                          row_weight:Tensor|None=None, needs:int=7)->Tensor: # needs: not used, autograd sees it
     "`linear_sums` as plain formulas, through all logits."
     rows = class_sums_reference(F.linear(embeddings, weight, bias), ids, weights, share, probs, offset, None, log_eta,
                                 exponents)
@@ -48,31 +48,41 @@ MAX_ROWS = 256  # rows of a block of classes: more make no product faster
 
 def rows_with_all_classes(num_rows, num_classes, dim):
     "Rows of a block that holds all classes, or 0 if such blocks would be too large."
-    held = num_classes*dim//5 + num_rows*dim  # 5: a fifth of the gradient by the weight; and as much as the embeddings
+    # a little less than a fifth of the gradient by the weight (pieces of dense targets have the rest), and as much as
+    # the embeddings
+    held = num_classes*dim*195//1000 + num_rows*dim
     rows = max(BLOCK, held)//num_classes
     return rows if rows >= MIN_ROWS else 0
+
+def empty_gradients(z, W, bias, needs):
+    "Memory of the gradients by embeddings, weight and bias, as far as `needs`, as bits, says."
+    like = (z, W, z.new_empty(0) if bias is None else bias)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) if needs >> i & 1 else x.new_empty(0)
+                 for i, x in enumerate(like))
 
 class Gradients:
     "Gradients by embeddings, weight and bias, to which blocks add; `needs`: which, as bits."
     def __init__(self, z, W, bias, needs):
-        like = (z, W, z.new_empty(0) if bias is None else bias)
-        self.z, self.W, self.bias = (torch.zeros_like(x, memory_format=torch.contiguous_format) if needs >> i & 1
-                                     else x.new_empty(0) for i, x in enumerate(like))
+        self.z, self.W, self.bias = empty_gradients(z, W, bias, needs)
+        for x in (self.z, self.bias) if len(z) else (self.z, self.W, self.bias): x.zero_()
         self.needs = needs if bias is not None else needs & 3
-    def add(self, g, z, W, rows, classes):
-        "A block's gradient by the logits `(n, k)`."
-        if self.needs & 1: self.z[rows].addmm_(g, W)
-        if self.needs & 2: self.W[classes].addmm_(g.t(), z)
-        if self.needs & 4: self.bias[classes].add_(g.sum(0))
+    def add(self, g, row_weight, z, W, rows, classes):
+        "A block's gradient by the logits `(n, k)`, whose rows count `row_weight` `(n,)`."
+        w = row_weight[:, None]  # into the factors of d columns: the block has k, and is not read once more
+        if self.needs & 1: self.z[rows].addcmul_(g @ W, w)
+        if self.needs & 2: self.W[classes].addmm_(g.t(), z*w, beta=float(rows.start > 0))  # the first rows: no sum yet
+        if self.needs & 4: self.bias[classes].addmv_(g.t(), row_weight)
     def all(self): return self.z, self.W, self.bias
 
-def all_classes(z, W, bias, own, log_eta, offset, exponents, row_weight, gradients, rows):
-    "Losses of a block of rows; their gradients are added."
-    logits = z @ W.t() if bias is None else torch.addmm(bias, z, W.t())
+def all_classes(z, W, bias, own, log_eta, offset, exponents, row_weight, gradients, rows, memory):
+    "Losses of a block of rows; their gradients are added. The logits are in `memory`, of `(n, K)` or more rows."
+    logits = memory[:len(z)]
+    if bias is None: torch.mm(z, W.t(), out=logits)
+    else: torch.addmm(bias, z, W.t(), out=logits)
     scores = centred(logits, out=logits)
     if log_eta is not None: scores.sub_(log_eta)
     total, g = class_block(scores, *own, offset, None, exponents, bool(gradients.needs), log_eta is not None)
-    if gradients.needs: gradients.add(g.mul_(row_weight[:, None]), z, W, rows, slice(None))
+    if gradients.needs: gradients.add(g, row_weight, z, W, rows, slice(None))
     return total
 
 # %% ../../nbs/contrast/linear_sums.ipynb #8fc660c0
@@ -129,7 +139,7 @@ def second_pass(z, W, bias, own, log_eta, offset, exponents, blocks, log_sums, r
         slots = (None, None) if ids is None else slots_inside(ids, weights, c)
         part = None if share is None else share*(c.stop - c.start)/W.shape[0]  # the block's part of the mean
         subtract_own(g, *slots, part, None if probs is None else probs[:, c])
-        gradients.add(g.mul_(row_weight[:, None]), z, W[c], rows, c)
+        gradients.add(g, row_weight, z, W[c], rows, c)
 
 # %% ../../nbs/contrast/linear_sums.ipynb #1b494932
 def linear_pass(z, W, bias, ids, weights, share, probs, log_eta, offset, exponents, row_weight, needs):
@@ -138,12 +148,13 @@ def linear_pass(z, W, bias, ids, weights, share, probs, log_eta, offset, exponen
     size = rows_with_all_classes(len(z), *W.shape)
     num_rows = max(1, min(size or MAX_ROWS, -(-z.shape[0]//2)))  # at most half: all logits never exist at once
     blocks = None if size else row_blocks(W.shape[0], num_rows, BLOCK)
+    memory = z.new_empty(num_rows, len(W)) if size else None  # one for all blocks: new pages cost a tenth of the time
     with torch.autocast(z.device.type, enabled=False):
         for r in row_blocks(z.shape[0], 1, num_rows):
             own = [None if x is None else x[r] for x in (ids, weights, share, probs)]
             args = z[r], W, bias, own, log_eta, offset, exponents
             part = None if row_weight is None else row_weight[r]
-            if size: total[r] = all_classes(*args, part, gradients, r)
+            if size: total[r] = all_classes(*args, part, gradients, r, memory)
             else:
                 log_sums, total[r], reference = first_pass(*args, blocks)
                 if needs: second_pass(*args, blocks, log_sums, reference, part, gradients, r)
@@ -167,11 +178,6 @@ def linear_backward(g:Tensor, embeddings:Tensor, weight:Tensor, bias:Tensor|None
     "The gradients where only the backward pass knows what a row counts."
     args = ids, weights, share, probs, log_eta, offset, exponents, g.contiguous(), needs
     return linear_pass(embeddings, weight, bias, *args)[1:]
-
-def empty_gradients(z, W, bias, needs):
-    like = (z, W, z.new_empty(0) if bias is None else bias)
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) if needs >> i & 1 else x.new_empty(0)
-                 for i, x in enumerate(like))
 
 @linear_backward.register_fake
 def _(g, z, W, bias, *rest): return empty_gradients(z, W, bias, rest[-1])

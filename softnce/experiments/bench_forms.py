@@ -46,14 +46,15 @@ class Problem:
     M:int                     # candidates, the N rows among them
     K:int                     # classes
     d:int = 0                 # width of the embeddings of a linear head
-    device:str = 'cpu'
-    dtype:torch.dtype = torch.float32
+    device:str = 'cpu'        # where they are made
+    dtype:torch.dtype = torch.float32 # of logits, embeddings and weight
     lam:float = .3            # of the mixed targets
     epsilon:float = .1        # their smoothing
-    def stream(self, seed:int)->dict: # each input has a seed of its own
+    def stream(self, seed:int)->dict: # seed: each input has its own; return: arguments of torch's functions
         return dict(generator=torch.Generator(self.device).manual_seed(seed), device=self.device)
-    def normal(self, seed:int, *shape:int)->Tensor: return torch.randn(shape, dtype=self.dtype, **self.stream(seed))
-    def accurate(self, x:Tensor)->Tensor: # probabilities are fp32 beside bf16
+    def normal(self, seed:int, *shape:int)->Tensor: # seed: of the input; shape: its; return: normal draws
+        return torch.randn(shape, dtype=self.dtype, **self.stream(seed))
+    def accurate(self, x:Tensor)->Tensor: # x: probabilities; return: in fp32 beside bf16
         return x if self.dtype == torch.float64 else x.float()
     @cached_property
     def ids(self)->Tensor: return torch.randint(self.K, (self.M,), **self.stream(0))

@@ -25,4 +25,4 @@ from softnce import _lazy
 globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy(
     "softnce.runs", "values", "experiment", "run", "changes", "preflight", "locks", "report", "execute", "sweeps",
-    "progress", "model_folder", "pages", "cli", "ledgers")
+    "progress", "model_folder", "pages", "cli", "ledgers", "comparisons")

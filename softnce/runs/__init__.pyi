@@ -49,9 +49,14 @@ from .pages import write_page as write_page
 from . import cli as cli
 from .cli import main as main
 from . import ledgers as ledgers
-from .ledgers import as_text as as_text
 from .ledgers import at_best_rate as at_best_rate
-from .ledgers import difference as difference
-from .ledgers import half_width as half_width
 from .ledgers import read_ledger as read_ledger
 from .ledgers import write_ledger as write_ledger
+from . import comparisons as comparisons
+from .comparisons import as_text as as_text
+from .comparisons import detectable as detectable
+from .comparisons import difference as difference
+from .comparisons import half_width as half_width
+from .comparisons import holm as holm
+from .comparisons import seeds_needed as seeds_needed
+from .comparisons import verdict as verdict

@@ -156,6 +156,15 @@ def test_style(tmp_path, name, line, rule):
     assert not found if rule is None else len(found) == 1 and found[0].startswith(name) and rule in found[0]
 
 
+def test_a_caption_may_be_long(tmp_path):
+    put(tmp_path/"pyproject.toml", (ROOT/"pyproject.toml").read_text())
+    write(tmp_path/"nbs/b/a.ipynb", cell("x = 1"), cell('#| echo: false\n#| fig-cap: "' + "a"*130 + '"\nx = 2'))
+    assert not list(rules.style(tmp_path))
+    write(tmp_path/"nbs/b/a.ipynb", cell("x = 1"), cell('#| fig-cap: "' + "a"*130 + '"\ny = "' + "a"*130 + '"'))
+    found, = rules.style(tmp_path)
+    assert ":2:" in found and "E501" in found
+
+
 def long(lines, name="f"): return f"def {name}(\n    x,\n):\n" + '    "What it is."\n' + "    x = 1\n"*(lines-4)
 
 
@@ -201,8 +210,10 @@ def test_a_long_section_is_named(tmp_path):
     def section(name, n):
         return f"      - section: {name}\n        contents:\n" + "".join(f"          - {i}.ipynb\n" for i in range(n))
     text = "website:\n  sidebar:\n    contents:\n      - text: Home\n        href: index.ipynb\n"
-    put(tmp_path/"nbs"/"sidebar.yml", text + section("Nine", 9) + section("Ten", 10))
-    assert list(rules.short_sections(tmp_path)) == ["nbs/sidebar.yml: section Ten has 10 pages, at most 9 are allowed"]
+    inner = "".join("    "+o for o in section("Inner", 13).splitlines(True))
+    put(tmp_path/"nbs"/"sidebar.yml", text + section("Twelve", 12) + section("Long", 13) + section("Outer", 11) + inner)
+    said = "nbs/sidebar.yml: section {} has 13 pages, at most 12 are allowed".format
+    assert list(rules.short_sections(tmp_path)) == [said("Long"), said("Inner")]
 
 
 # ---------------------------------------------------------------- exported names

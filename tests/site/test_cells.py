@@ -1,0 +1,50 @@
+"What a page makes of a cell: options that hide or fold its code, and that describe its figure."
+import re, shutil
+
+import pytest
+
+pytest.importorskip("nbdev")
+from small_site import build, cell, picture, said, text
+
+SIDEBAR = """
+format: {html: {css: styles.css}}
+website: {sidebar: {contents: [index.ipynb, guides/a.ipynb]}}
+"""
+CELLS = [
+    cell("#| echo: false\nhidden = 1", said("hidden_says\n")),
+    cell("#| code-fold: true\nfolded = 2", said("folded_says\n")),
+    cell('#| fig-alt: "A line: it rises."\n#| fig-cap: "See that \'it\' rises & falls."\nshown = 3', picture()),
+    cell('#| echo: false\n#| fig-alt: "Only described."\nhidden = 4', picture()),
+    cell("#| hide\nsecret = 5", said("secret_says\n")),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    if not (shutil.which("quarto") or shutil.which("smalldocs")): pytest.skip("neither quarto nor smalldocs is on PATH")
+    docs = build(tmp_path_factory.mktemp("cells"), SIDEBAR, index=("Home", text("Hello.")), guides__a=("Guide", *CELLS))
+    return (docs/"guides"/"a.html").read_text()
+
+
+def without_tags(page): return re.sub(r"<[^>]+>", "", page)
+
+
+def test_echo_false_hides_the_code_and_keeps_the_output(page):
+    assert "hidden_says" in page and "hidden =" not in without_tags(page)
+
+
+def test_a_hidden_cell_leaves_nothing(page): assert "secret" not in page
+
+
+def test_folded_code_opens_on_a_click(page):
+    folded, = re.findall(r"<details[^>]*>.*?</details>", page, re.S)
+    assert "folded = 2" in without_tags(folded) and "<summary" in folded and "open" not in folded.split(">")[0]
+    assert "folded_says" not in folded and "folded_says" in page
+
+
+def test_a_figure_has_its_text_and_its_caption(page):
+    first, second = re.findall(r"<figure.*?</figure>", page, re.S)
+    assert 'alt="A line: it rises."' in first and "<figcaption" in first
+    assert "See that &#x27;it&#x27; rises &amp; falls." in first
+    assert 'alt="Only described."' in second and "<figcaption" not in second
+    assert "shown = 3" in without_tags(page)
