@@ -71,7 +71,7 @@ class Api:
         modules = stubs.lazy_modules(path) if path.name == "__init__.py" else None
         for module in [f"{e.package}.{m}" for m in modules] if modules else [e.package]:
             names = public_names(self.package.paths[module])
-            if module == SHARED[0]: names = [*names, SHARED[1], "RowOptions"]  # typed dictionaries: only types name them
+            if module == SHARED[0]: names = [*names, SHARED[1], "RowOptions"]  # of types only
             if e.name in names: return self.package.find(module, e.name)[0] or module
         return None
     def definition(self, e):
