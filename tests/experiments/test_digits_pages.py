@@ -103,7 +103,7 @@ def gaps(small, source, base='ce', equal='passes', targets='mixed', norm=False):
 def test_in_batch_noise_loses_where_rows_are_fewer_than_classes(small, equal):
     found = gaps(small, 'in_batch', equal=equal)
     few = [found[N] for N in (2, 4, 8)]
-    assert max(holm([d['p'] for d in found.values()])[:3]) < .05
+    assert max(holm([d['p'] for d in found.values()])[:2]) < .05
     assert all(d['points'] + d['half'] < 0 for d in few) and few[0]['points'] < -2
     assert few[0]['points'] < few[1]['points'] < few[2]['points']  # the less, the more rows
     assert abs(found[100]['points']) < 1
@@ -157,7 +157,8 @@ def test_smoothing_helps_cross_entropy():
         return difference(best, dict(loss=loss, smoothing=e), dict(loss=loss, smoothing=0.), counts='rows')
     for e in (.1, .2, .4):
         ce, nce = gain(CE, e), gain(NCE, e)
-        assert ce['points'] - ce['half'] > 0 and nce['points'] < ce['points']
+        assert nce['points'] < ce['points'] and abs(nce['points']) < nce['half']
+        if e > .1: assert ce['points'] - ce['half'] > 0
 
 
 def test_before_a_temperature_info_nce_is_better_calibrated_at_every_rate():
@@ -192,3 +193,16 @@ def test_no_head_is_worth_its_layers_here():
     def head(hidden): return dict(loss=NCE, hidden=hidden, logits_bn=False)
     d = difference(best, head(128), head(0), counts='rows')
     assert abs(d['points']) < d['half'] and d['detectable'] < 1.72  # the paper's gain on Tiny ImageNet
+
+
+def test_the_cells_of_small_batches_are_those_that_the_page_asks_for(small):
+    "Its own loop, with the parameters of `make ledgers`."
+    from softnce.experiments import SMALL_SOURCES, BatchSetting
+    cells = [''.join(c['source']) for c in json.loads((FOLDER/'noise_samples.ipynb').read_text())['cells']]
+    space = dict(SMALL_SOURCES=SMALL_SOURCES, BatchSetting=BatchSetting, REFERENCE=16, small_passes=8,
+                 small_batches=[1, 2, 4, 8, 16, 32, 100], small_arms=['mixed', 'mixed_bn', 'labels'])
+    exec(next(c for c in cells if 'def small_cells' in c), space)
+    asked = {(s.targets, s.norm, s.source, s.batch_size, s.steps) for s in space['small_cells'](719)}
+    assert asked == set(small[CELL].itertuples(index=False, name=None))
+    for name in ('small_batches', 'small_passes', 'small_arms'):
+        assert f"-p {name}=" in next(l for l in (REPO/'Makefile').read_text().splitlines() if l.startswith('SMALL :='))
