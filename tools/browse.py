@@ -18,7 +18,7 @@ PROBES = Path(__file__).with_name("probes.js")
 # structure is the same in both themes: only what colours change is looked at twice
 DARK_RULES = ["color-contrast", "link-in-text-block"]
 # what code with a backslash does not hold
-COMMANDS = re.compile(r"\\(?:[dt]?frac|alpha|eta|epsilon|lambda|log|exp|sum|math[a-z]+|langle|cdot|ell)\b|\$\$")
+COMMANDS = re.compile(r"\\(?:[dt]?frac|alpha|eta|epsilon|lambda|log|exp|sum|math[a-z]+|langle|ell)(?![a-zA-Z])|\$\$")
 SEARCHES = {  # what a reader types, and the page that must come first
     "label smoothing": "guides/labels.html", "temperature": "guides/reading_probabilities.html",
     "lightning": "guides/lightning.html", "annotators": "guides/labels.html",
@@ -204,7 +204,7 @@ def sample(root=ROOT):
     def first(o):
         if isinstance(o, str): return o
         return o.get("href") or first(next((c for c in o["contents"] if "index" not in str(c)), o["contents"][0]))
-    return sorted({first(o).replace(".ipynb", ".html") for o in sidebar(root)})
+    return sorted({str(Path(first(o)).with_suffix(".html")) for o in sidebar(root)})
 
 
 def browse(docs, names, workers=min(4, os.cpu_count() or 1)):

@@ -567,8 +567,8 @@ def test_position_posterior_of_soft_distributions():
 
 
 def test_where_soft_distribution_info_nce_ends():
-    """Eq. (31): with positives from p_eps and noise xi = eta the scores end at log((1-eps) p/xi + eps), up to a constant;
-    by Newton's method on the package's loss over every tuple, from scores of zero."""
+    """Eq. (31): positives from p_eps, noise xi = eta: the scores end at log((1-eps) p/xi + eps), up to a constant; by
+    Newton's method on the package's loss over every tuple, from scores of zero."""
     eps, xi, p = .3, [.5, .2, .3], [.6, .3, .1]
     limit = torch.tensor([1.14, 1.35, 1.6/3], dtype=torch.float64)  # (1-eps) p/xi + eps, by hand
     px, noise = torch.ones(1, dtype=torch.float64), torch.tensor(xi, dtype=torch.float64)
