@@ -107,8 +107,8 @@ class Parallel(torch.autograd.Function):
 # %% ../../nbs/contrast/vocab_parallel.ipynb #618f1313
 def vocab_parallel_cross_entropy(logits:Tensor, # `(N, K_r)`: this rank's classes, which follow those of lower ranks
                                  targets:Any,   # ids `(N,)` or SparseTargets over all classes, or `(N, K_r)` probabilities
-                                 *, label_smoothing:float=0.,
-                                 temperature:float=1.,
+                                 *, label_smoothing:float=0., # in [0, 1]
+                                 temperature:float=1., # tau > 0; divides the logits
                                  reduction:str='mean', # 'none' | 'mean' | 'sum'
                                  classes:tuple[int, int]|None=None, # this rank's first, and how many on all; None: asked
                                  group:Any=None,  # of processes; None: all, or none where there is no group
