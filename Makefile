@@ -26,6 +26,8 @@ CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
 # the page at which JupyterLab opens
 FIRST ?= guides/your_loop.ipynb
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
+# batches of fewer rows than classes: a quarter of an hour of one core
+SMALL := -p small_batches='[1, 2, 4, 8, 16, 32, 100]' -p small_passes=8 -p small_arms='["mixed", "mixed_bn", "labels"]' -p small_rates='[0.001, 0.003, 0.01, 0.03, 0.1]' -p small_seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]'
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
 FROZEN = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p body=lite0 -p image_size=128 -p cache=$(CURDIR)/runs/features -p seeds='[0, 1, 2, 3, 4]' -p lrs='[0.0003, 0.001, 0.003, 0.01]' -p epochs=2 -p batch_size=500 -p ledger=true
@@ -68,13 +70,16 @@ test-cluster: $(VENV)/.ready    ## sweeps on a real Slurm that is started for it
 
 ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about an hour)
 	softnce run gmm -p full=true -p ledger=true
+	softnce run gmm -p sweep=true -p ledger=true
 	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run digits -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
 	softnce run digits
+	softnce run digits -p seeds='[3, 4, 5, 6, 7, 8, 9]'
 	softnce collect runs/digits --csv results/digits.csv
 	softnce run noise_samples -p batch_sizes='[16, 64, 256]' -p epochs='[15, 15, 15]' -p same_steps='[4]' -p sizes='[16, 128]' -p lrs='[[0.003, 0.01], [0.01, 0.03], [0.01, 0.03]]' $(SWEEP)
 	softnce run noise_samples -p sources='[hard_labels]' -p batch_sizes='[64]' -p epochs='[15]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
-	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' $(CHOSEN) $(SWEEP)
-	for page in heads calibration; do softnce run $$page $(CHOSEN) $(SWEEP); done
+	softnce run noise_samples $(SMALL) -p batch_sizes='[64]' -p epochs='[15]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
+	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' $(CHOSEN) -p ledger=true
+	for page in heads calibration; do softnce run $$page -p seeds='[0, 1, 2, 3, 4]' $(CHOSEN) -p ledger=true; done
 	softnce run tables $(CHOSEN) -p seeds='[0, 1, 2, 3, 4]' -p ledger=true
 	softnce run cell_types -p folds='[0, 1, 2]' -p seeds='[0, 1, 2]' -p epochs_hard=40 -p epochs_soft=40 -p ledger=true
 	softnce run imbalance && softnce collect runs/imbalance --csv results/imbalance.csv
@@ -95,22 +100,22 @@ WORDNET ?= /usr/share/wordnet
 FIVE := -p seeds='[0, 1, 2, 3, 4]' -p ledger=true
 MISSING = softnce run missing_word -p path=$(abspath $(WORDNET)) -p sizes='[]' $(FIVE)
 FURTHER := -p ledger=true -p into=words_further -p targets='[label, distribution]' -p losses='[soft CE, in-batch, expected]'
-FOUR := -p search_seeds='[100]' -p lrs='[0.001, 0.003, 0.01, 0.03]'
+FOUR := -p search_seeds='[100]' -p lrs='[0.001, 0.003, 0.01, 0.03, 0.1]'
 ALL_STUDENTS := -p students='["labels", "soft CE", "in-batch", "expected", "closed form", "KL, T=2", "KL, T=4", "KL, T=4, labels .1", "in-batch, T=4", "expected, T=4", "soft CE, uniform", "soft CE, renormalise", "KL, bucket", "KL, bucket, labels .1", "in-batch, uniform", "expected, uniform", "expected, renormalise"]'
 text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or their zip): about two hours of one core
 	softnce run words -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p ledger=true
 	softnce run words -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p ledger=true -p targets='[smoothed]' -p losses='[soft CE, closed form]' -p lrs='[0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03]'
 	softnce run words $(FURTHER) -p seeds='[10, 11, 12, 13, 14]'
 	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p rows=1000 -p epochs=40
-	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p hidden=128
-	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p rows=50000 -p epochs=2
+	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p hidden=64
+	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p rows=50000 -p epochs=1
 	$(MISSING) -p seconds=60 -p looks=6 -p search_seconds=15 -p arms='["soft CE", "in-batch"]'
 	$(MISSING) -p seconds=15 -p looks=4 -p search_seconds=3.75 -p arms='["expected, counts", "sampled softmax"]'
 	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=15 -p arms='["fresh, unigram", "queue"]'
 	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=3.75 -p arms='["fresh, uniform", "fresh, unigram^.75", "expected, fresh, counts"]'
 	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=3.75 -p lrs='[0.003, 0.01, 0.03, 0.1]' -p arms='["in-batch, counts"]'
 	$(MISSING) -p seconds=4 -p looks=1 -p search_seconds=4 -p taught=100000 -p arms='["in-batch", "soft CE, spread", "in-batch, teacher", "expected, teacher", "expected, half teacher"]'
-	softnce run distillation $(FIVE) $(ALL_STUDENTS) -p search_seeds='[100, 101, 102, 103]' -p lrs='[0.003, 0.01, 0.03, 0.1, 0.3]'
+	softnce run distillation -p ledger=true $(ALL_STUDENTS) -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p search_seeds='[100, 101, 102, 103]' -p lrs='[0.003, 0.01, 0.03, 0.1, 0.3]'
 	softnce run distillation $(FIVE) $(ALL_STUDENTS) -p tasks='[words]' -p lrs='[0.001, 0.003, 0.01, 0.03, 0.1]'
 
 # the ledger remembers what is done, the folder of the run need not

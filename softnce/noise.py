@@ -366,7 +366,9 @@ class Fresh(NoiseSource):
         self.size, self.lam, self.epsilon, self.generator, self.ranks = size, lam, epsilon, generator, ranks
     def draw(self, noise_probs:Tensor)->SparseTargets:
         "`size` SparseTargets; with ranks='all' the same on all ranks."
-        weights = noise_probs.new_tensor([self.lam, 1-self.lam] if self.lam < 1 else [1.])
+        slots = [self.lam, 1-self.lam] if self.lam < 1 else [1.]
+        # filled on the card: a tensor made from a list is copied from the host, which a CUDA graph refuses
+        weights = torch.cat([noise_probs.new_full((1,), w) for w in slots])
         ids = torch.multinomial(noise_probs, self.size*len(weights), replacement=True, generator=self.generator)
         if self.ranks == 'all' and world_size() > 1: dist.broadcast(ids, 0)
         weights = weights.expand(self.size, -1)

@@ -369,13 +369,22 @@ def join_sparse(batches):
     if len(classes) != 1: raise ValueError(f"batches must be over the same classes, got num_classes {sorted(classes)}")
     most = max(b.indices.shape[1] for b in batches)
     def padded(t): return F.pad(t, (0, most-t.shape[1]))  # an empty slot is class 0 with weight 0
-    weights = [padded(b.weights) for b in batches]
+    weights = joined_weights(batches, padded)
     eps = [b.epsilon for b in batches]
     if all(isinstance(e, (int, float)) and e == eps[0] for e in eps): eps = eps[0]
-    else: eps = torch.cat([torch.as_tensor(e, dtype=w.dtype, device=w.device).expand(w.shape[0])
-                          for e, w in zip(eps, weights)])
+    else: eps = torch.cat([torch.as_tensor(e, dtype=b.dtype, device=b.device).expand(len(b))
+                          for e, b in zip(eps, batches)])
     indices = torch.cat([padded(b.indices) for b in batches])
-    return SparseTargets(indices, torch.cat(weights), eps, classes.pop(), validate=False)
+    return SparseTargets(indices, weights, eps, classes.pop(), validate=False)
+
+def joined_weights(batches, padded):
+    "The weights of several batches: one row, shown many times, where all batches show the same memory."
+    first = batches[0].weights
+    same = {(w.data_ptr(), w.stride(), w.shape[1], w.dtype) for w in (b.weights for b in batches)} if (
+        first.stride(0) == 0 and all(has_values(b.weights) for b in batches)) else ()
+    if len(same) == 1 and not torch.compiler.is_compiling():
+        return padded(first[:1]).expand(sum(map(len, batches)), -1)
+    return torch.cat([padded(b.weights) for b in batches])
 
 def row_index(rows, num_rows):
     "An index of rows: an integer as a slice of one. Raises IndexError and TypeError."

@@ -303,6 +303,7 @@ def known(root):
 def listed(root):
     "Every public name has an entry, or is a helper (`HELPERS` in tools/api.py)."
     api = Api(root)
+    if not api.entries: return
     have = {(api.home(e), e.name) for e in api.entries}
     for module, name, _ in api.package.public():
         inside = {module.rsplit(".", n)[0] for n in range(3)} | {f"{module}.{name}"}

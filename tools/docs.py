@@ -1,18 +1,18 @@
 """Build the site into _docs/: with Quarto where there is one, else with smalldocs.
 
-Both render the notebooks that nbdev processes into _proc/, and the pages of the API that tools/api.py writes there. Some
-things are mended on the way: an exported function is shown as its source, because here the code is the equation; MathJax
-and fonts are not fetched from another host; tools/mending.py says what else is done to a page. nbdev_docs is not called:
-it would also write README.md, in its own way.
+Both render the notebooks that nbdev processes into _proc/, and the pages that tools/api.py and tools/about.py write
+there. Some things are mended on the way: an exported function is shown as its source, because here the code is the
+equation; MathJax and fonts are not fetched from another host; tools/mending.py says what else is done to a page.
+nbdev_docs is not called: it would also write README.md, in its own way.
 """
 import os, re, shutil, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import about
+import api
 import nbdev.serve
 from nbdev.config import get_config
-import api
 from nbproc import Procs
 from mending import mend, own_fonts
 from searching import write

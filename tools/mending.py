@@ -1,9 +1,10 @@
 """What the site does to a rendered page, whichever renderer made it: figures as files, names for a screen reader,
 contents on a phone, ways to run the page, and nothing that another host must send."""
-import base64, re, struct
+import base64, io, re, struct
 from html import escape
 
 from bs4 import BeautifulSoup, Comment
+from PIL import Image
 from searching import entries, readable, title_and_line
 
 MATHJAX = "site_libs/mathjax/tex-chtml-full.js"
@@ -13,6 +14,7 @@ MATHS_HOSTS = re.compile(r"mathjax|katex|polyfill", re.I)
 MATHS_OPTIONS = "window.MathJax = {options: {enableMenu: false}};"
 CSS_IMPORT = re.compile(r"""@import\s*(?:url\(\s*(['"]?)https?:[^)]*?\1\s*\)|(['"])https?:.*?\2)[^;{}]*;""")
 KINDS = {"png": "png", "jpeg": "jpg", "gif": "gif"}
+WHITE, DRAWING = 250, .5  # from this grey value on a pixel is paper; a drawing has at least this share of it
 MAX_CONTENTS = 2  # sections from which on the contents are worth a click on a phone
 
 
@@ -56,6 +58,12 @@ def size(data):
     return struct.unpack(">II", data[16:24]) if data[:8] == b"\x89PNG\r\n\x1a\n" else None
 
 
+def paper(data):
+    "The share of a picture that is white: of a drawing most is, of a photograph or a map of colours little."
+    grey = Image.open(io.BytesIO(data)).convert("L").histogram()
+    return sum(grey[WHITE:])/sum(grey)
+
+
 def figures(soup, page):
     "Pictures stored in a page become files beside it, which a browser fetches when they are near."
     for n, img in enumerate(soup.find_all("img", src=re.compile("^data:image/(png|jpeg|gif);base64,"))):
@@ -67,6 +75,7 @@ def figures(soup, page):
         img["src"] = f"figures/{path.name}"
         if (wh := size(data)) and not img.get("width"): img["width"], img["height"] = map(str, wh)
         img["loading"] = "lazy"
+        if paper(data) < DRAWING: img["class"] = [*img.get("class", []), "photo"]
 
 
 # ---------------------------------------------------------------- names and roles

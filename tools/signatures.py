@@ -58,7 +58,8 @@ NAMED = r"\*{0,2}\w+(?:, \*{0,2}\w+)*: "  # `rows, seed: ...`, at the start of a
 
 def shares(note, names):
     "What a comment says of the things that end on its line: of those it names, else of the last; a pointer, of all."
-    found = dict.fromkeys(names, note) if POINTER.fullmatch(note) else {}
+    if POINTER.fullmatch(note): return dict.fromkeys(names, note)
+    found = {}
     for part in re.split(rf"; (?={NAMED})", note):
         head = re.match(NAMED, part)
         said = [n for n in names for o in head[0][:-2].split(", ") if n.lstrip("*") == o.lstrip("*")] if head else []
@@ -190,29 +191,31 @@ class Package:
     @property
     def shared(self):
         "The options that every loss takes, by name."
+        if SHARED[0] not in self.paths: return {}
         found = definitions(self.paths[SHARED[0]])[SHARED[1]]
         return {p.name: p.text for o in self.family(SHARED[0], found) for p in o.constructor.parameters}
-    def pointed(self, module, methods, fn, name, p):
-        "What the definition that a comment points to says of the parameter: a method of the class, a function, ..."
+    def pointed(self, module, methods, fn, name):
+        "The definitions that a comment points to: methods of the class, a function, the same method of a class."
         other = self.find(module, name)[1]
         if isinstance(other, Class): other = next((m for m in other.methods if m.name == fn.name), other.constructor)
-        said = [o for m in [*(m for m in methods if m.name == name), *([other] if other else [])] for o in m.parameters]
-        return next((o.text for o in said if o.name == p.name and o.text and not POINTER.fullmatch(o.text)), "")
+        return [*(m for m in methods if m.name == name), *([other] if other else [])]
+    def said(self, module, fn, same, methods, text, of):
+        "A description: the text, or where it points or is silent what stands there; `of` takes it from a definition."
+        to = POINTER.fullmatch(text)
+        if text and not to: return text
+        there = [*(self.pointed(module, methods, fn, to[1]) if to and to[1] else []), *same]
+        words = next((o for o in map(of, there) if o and not POINTER.fullmatch(o)), "")
+        return words + (to[2] or "" if to and words else "")
     def complete(self, module, fn, same, methods=()):
         "A function whose parameters have the descriptions that `same`, earlier definitions of it, give them."
-        known = [p for f in reversed(same) for p in f.parameters if p.text and not POINTER.fullmatch(p.text)]
-        inherited = {p.name: p for p in known}
         shared = self.shared
-        def said(p):
-            to = POINTER.fullmatch(p.text)
-            if p.text and not to: return p
-            words = self.pointed(module, methods, fn, to[1], p) if to and to[1] else ""
-            if p.name in shared and shared[p.name] == (words or shared[p.name]) and p.name not in inherited:
-                return replace(p, text=shared[p.name], shared=True)
-            if not words and p.name in inherited: words = inherited[p.name].text
-            return replace(p, text=words + (to[2] or "" if to and words else ""))
-        result = next((f.result for f in [fn, *same] if f.result.text), fn.result)
-        return replace(fn, parameters=tuple(map(said, fn.parameters)), result=replace(fn.result, text=result.text),
+        def named(name): return lambda f: next((o.text for o in f.parameters if o.name == name), "")
+        def parameter(p):
+            words = self.said(module, fn, same, methods, p.text, named(p.name))
+            own = p.name not in shared or words not in ("", shared[p.name])
+            return replace(p, text=words) if own else replace(p, text=shared[p.name], shared=True)
+        result = self.said(module, fn, same, methods, fn.result.text, lambda f: f.result.text)
+        return replace(fn, parameters=tuple(map(parameter, fn.parameters)), result=replace(fn.result, text=result),
                        doc=fn.doc or next((f.doc for f in same if f.doc and f.name == fn.name), ""))
     def whole(self, module, name):
         "A public function, or a class with the constructor and methods that it has, inherited ones too."

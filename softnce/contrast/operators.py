@@ -68,11 +68,11 @@ def by_reference(inputs):
     return not has_values(inputs[0])
 
 # %% ../../nbs/contrast/operators.ipynb #fb60a4eb
-def differentiable(reference, by_class=False):
+def differentiable(reference, by_class=False, late=None):
     """Decorator of a sum: what calls it as `autograd.Function`, operator, or by its `reference`.
 
     The sum gets the inputs of the reference and `with_grad`, and returns losses and gradient, which is stored
-    `by_class` or by row."""
+    `by_class` or by row; or none, where `late` makes it in the backward pass, from what comes there and the inputs."""
     def decorate(fast):
         def setup(ctx, inputs, output):
             ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
@@ -84,12 +84,16 @@ def differentiable(reference, by_class=False):
             nothing = (None,)*(len(ctx.others)-1)
             if g is None: return None, *nothing
             gradient, *tensors = ctx.saved_tensors
-            if not torch.is_grad_enabled(): return weighted(gradient, g), *nothing
-            inputs = list(ctx.others)  # to be differentiated again: by the plain formula
+            inputs = list(ctx.others)
             for i, tensor in zip(ctx.places, tensors): inputs[i] = tensor
+            if not torch.is_grad_enabled():
+                made = late is None or gradient.numel() or not inputs[0].numel()
+                return weighted(gradient, g) if made else weighted_late(late, g, inputs[:-1]), *nothing
+            # to be differentiated again: by the plain formula
             return torch.autograd.grad(reference(*inputs[:-1]), inputs[0], g, create_graph=True)[0], *nothing
         def fake(x, *rest):
-            gradient = empty_gradient(x, by_class) if rest[-1] else x.new_empty(0)
+            now = rest[-1] and not (late is not None and triton_for(x))
+            gradient = empty_gradient(x, by_class) if now else x.new_empty(0)
             return x.new_empty(x.shape[0], dtype=in_full(x.dtype)), gradient
         return callable_sum(fast, reference, setup, backward, fake)
     return decorate
@@ -120,6 +124,12 @@ def part(x, rows): return None if x is None else x[rows]
 
 # %% ../../nbs/contrast/operators.ipynb #71me5cel
 keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True)
+
+def weighted_late(late, g, inputs):
+    "The gradient that is made with its weights; of many g at once (`is_grads_batched`) it is made once, without."
+    if not torch._C._functorch.is_batchedtensor(g): return late(g, *inputs)
+    gradient = late(inputs[0].new_ones(inputs[0].shape[0], dtype=g.dtype), *inputs)
+    return (g[:, None]*gradient).to(gradient.dtype)
 
 def weighted(gradient, g):
     "The gradient times the rows' weights: in place where the graph is not kept, as nobody can ask for it again."

@@ -61,7 +61,7 @@ GMM_READINGS = ('as described', *_CHANGES)
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #07f88f73
 def gmm_reading(name:str,      # one of GMM_READINGS
                 alignment:Any, # percent
-                seed:int=0,
+                seed:int=0,    # of all draws
                 **sizes:Any,   # of `toy_data`
                )->ToyData:
     "One data set in one reading of section A.1. Raises ValueError for another name."
@@ -83,9 +83,9 @@ OPTIMIZERS = ('Adam', 'SGD')
 
 def training_paths(data:ToyData,        # see `gmm_reading`
                    trainings:list,      # pairs of loss, 'NLL' or 'InfoNCE' in-batch, and constant rate
-                   epochs:int=500,
+                   epochs:int=500,      # of each training
                    optimizer:str='Adam', # one of OPTIMIZERS
-                   batch_size:int=1024,
+                   batch_size:int=1024, # rows a step
                   )->tuple:             # parameters `(epochs, R, K, d)` and held-out NLL `(epochs, R)` after each epoch
     "Train all to the end on the same batches. Raises ValueError for another optimiser."
     if optimizer not in OPTIMIZERS: raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {optimizer!r}")
@@ -149,7 +149,7 @@ def sweep_rates(reading, optimizer): return _RATES.get((reading, optimizer), _OT
 GMM_SWEEP_KEY = ['reading', 'optimizer', 'alignment', 'seed', 'rate', 'loss', 'rule']
 
 def gmm_sweep_jobs(alignments:Any=(0, 20, 50, 80), # percent
-                   seeds:Any=range(5),
+                   seeds:Any=range(5),             # of the data sets
                   )->list:                         # of dicts, the arguments of `gmm_sweep_rows`
     "Every reading with Adam, and the description to the letter with SGD too; one seed after another."
     pairs = [(r, 'Adam') for r in GMM_READINGS] + [('as described', 'SGD')]
@@ -160,7 +160,7 @@ def gmm_sweep_rows(reading:str,   # one of GMM_READINGS
                    optimizer:str, # one of OPTIMIZERS
                    alignment:Any, # percent
                    seed:int,      # of the data set
-                   epochs:int=500,
+                   epochs:int=500, # of each training
                    **sizes:Any,   # of `toy_data`
                   )->list:        # a dict for each rate, loss and stopping rule
     "Train NLL and in-batch InfoNCE at every rate on one data set, and measure what every stopping rule keeps."

@@ -174,10 +174,10 @@ def _device(body): return next((p.device for p in body.parameters()), 'cpu')
 
 # %% ../../nbs/vision/features.ipynb #2e6881ed
 def extract(body:nn.Module,        # images `(N, C, H, W)` to features `(N, d)`
-            data:ImageSet,
+            data:ImageSet,         # of the images
             folder:Any,            # where the features of all bodies and data sets may lie
             size:int,              # pixels a side to which images are resized; tensors are taken as they are
-            mean:Any=None, std:Any=None, # of each channel; None: what timm's body was trained with
+            mean:Any=None, std:Any=None, # mean, std: of each channel; None: what timm's body was trained with
             batch_size:int=16,     # what a core's cache holds: 64 at a time take half as long again
             shard_rows:int=2000,   # images a file: what a killed extraction may lose
             num_workers:int=0,     # processes that read
@@ -202,7 +202,7 @@ def extract(body:nn.Module,        # images `(N, C, H, W)` to features `(N, d)`
 
 # %% ../../nbs/vision/features.ipynb #79520a19
 def extract_splits(body:nn.Module, # as `extract`
-                   splits:Splits,
+                   splits:Splits,  # of the data set
                    folder:Any,     # as `extract`
                    size:int,       # as `extract`
                    **options:Any,  # of `extract`

@@ -11,7 +11,8 @@ from softnce.runs import at_best_rate
 KEY = ['part', 'hidden', 'logits_bn', 'targets', 'loss', 'noise', 'noise_size', 'batch_size', 'smoothing', 'per_class',
        'softness']
 SMALL = dict(parts=['table', 'uncertainty', 'few labels', 'smoothing', 'noise samples', 'noise sources'], heads=[0],
-             norms=[False], seeds=[0, 1], epochs=2, lrs=[.01, .03], few=[5], softness=[2.], smoothings=[.2], ratios=[1.])
+             norms=[False], seeds=[0, 1], epochs=2, lrs=[.01, .03], few=[5], softness=[2.], smoothings=[.2],
+             ratios=[1.])
 
 
 @pytest.fixture(scope='module')
