@@ -31,7 +31,7 @@ SMALL := -p small_batches='[1, 2, 4, 8, 16, 32, 100]' -p small_passes=8 -p small
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
 FROZEN = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p body=lite0 -p image_size=128 -p cache=$(CURDIR)/runs/features -p seeds='[0, 1, 2, 3, 4]' -p lrs='[0.0003, 0.001, 0.003, 0.01]' -p epochs=2 -p batch_size=500 -p ledger=true
-.PHONY: help run test test-all test-site test-cluster ledgers tiny-ledgers feature-ledgers text-ledgers bench docs lab export clean
+.PHONY: help run test test-all test-site test-cluster ledgers tiny-ledgers feature-ledgers text-ledgers bench gpu docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -121,6 +121,10 @@ text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or
 # the ledger remembers what is done, the folder of the run need not
 bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)
 	softnce run benchmark -p ledger=true --out "$$(mktemp -d)"
+
+# MINUTES of a call; TINY: Tiny ImageNet, for the trainings
+gpu: $(VENV)/.ready    ## on a card: test and tune the kernels, time the losses, train what is next; goes on where it stopped
+	python tools/gpu.py --minutes $(or $(MINUTES),9) --tiny $(TINY)
 
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py

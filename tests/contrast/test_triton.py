@@ -447,10 +447,11 @@ def check_launches(rows, capability):
     assert all(row['tensor_cores'] for row in ours if row['kernel'] == 'pair_kernel')
     readers = 'class_kernel', 'expected_kernel', 'rows_kernel', 'lse_kernel', 'softmax_kernel'
     narrow = [row['case'] for row in ours if row['kernel'] in readers and not row['wide'] and 'fp64' not in row['case']]
-    assert all(case.startswith('classes, bf16, K=10') or ', K=10' in case for case in narrow), narrow
+    assert set(narrow) <= {'classes, bf16, K=10'}, narrow  # 20 bytes a row
     launches = Counter(row['case'] for row in rows)
     assert all(n <= 2 for case, n in launches.items() if re.match('(far: )?(classes|drawn|product)', case))
-    assert max(n for case, n in launches.items() if 'far' not in case) <= 8
+    by_sort = {case for case in launches if re.match('(far: )?candidates', case) and 'N=64' not in case}
+    assert all(n <= (9 if case in by_sort else 8) for case, n in launches.items())  # many entries: PyTorch's sort
 
 
 def check_bytes(rows, capability):
