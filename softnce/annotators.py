@@ -104,8 +104,8 @@ class Votes:
         return cls._read({'items': items, 'annotators': annotators, 'labels': labels}, classes)
 
     @classmethod
-    def from_frame(cls, frame:Any, item:str='item', annotator:str='annotator',
-                   label:str='label', # a DataFrame and its columns
+    def from_frame(cls, frame:Any, # a pandas DataFrame with a row for each vote
+                   item:str='item', annotator:str='annotator', label:str='label', # item, annotator, label: its columns
                    classes:Any=None, # as in `from_arrays`; None: also the categories of a categorical column
                   )->'Votes':
         "Votes from a pandas DataFrame with a row for each vote. Raises ValueError naming the column and the row."
@@ -120,7 +120,7 @@ class Votes:
         counts = torch.zeros(len(self.items), len(self.classes), dtype=torch.long)
         return counts.index_put_((self.item, self.label), torch.tensor(1), accumulate=True)
 
-    def rows(self, items:Any)->Tensor: # `(n,)`, to index counts and targets by
+    def rows(self, items:Any)->Tensor: # items: `(n,)` names; return: `(n,)`, to index counts and targets by
         "The places of items by name, in the order of a data set. Raises ValueError for an item without votes."
         items, voted = _column(items, 'items'), {name: n for n, name in enumerate(self.items)}
         for row, name in enumerate(items):

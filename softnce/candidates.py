@@ -60,44 +60,44 @@ def parts_of(targets:Targets,  # SparseTargets, or `(N, K)` probabilities
 # %% ../nbs/losses/candidates.ipynb #fe8467a5
 class AllClasses(NamedTuple):
     "A cross-entropy: the classes are the candidates."
-    own:Parts
+    own:Parts # the target of each row
 
 class ClassCounts(NamedTuple):
     "Candidates of one class each, with one smoothing for all: a temperature, $(1-\\epsilon) s$."
     own:Parts       # one class a row
     labels:Tensor   # `(M,)`, the batch's own first
     keep:float      # 1-epsilon
-    in_batch:bool
+    in_batch:bool   # the first candidates are the rows' own targets
     present:Tensor|None = None # `(M,)` bool: those that are not ignored; None: all
 
 class SparseCandidates(NamedTuple):
     "Candidates of a few classes each."
-    own:Parts
+    own:Parts        # the target of each row
     rows:Parts       # `M` candidates, the batch's own first
     one_weight:bool  # all have the first one's weights
-    in_batch:bool
-    present:Tensor|None = None # as above
+    in_batch:bool    # the first candidates are the rows' own targets
+    present:Tensor|None = None # `(M,)` bool: those that are not ignored; None: all
 
 class DenseCandidates(NamedTuple):
     "Candidates with any probabilities."
-    own:Parts
+    own:Parts        # the target of each row
     probs:Tensor     # `(M, K)`, the batch's own first
-    in_batch:bool
-    present:Tensor|None = None # as above
+    in_batch:bool    # the first candidates are the rows' own targets
+    present:Tensor|None = None # `(M,)` bool: those that are not ignored; None: all
 
 class Expectation(NamedTuple):
     "Infinitely many noise targets: log-sum-exps over classes, weighted by the noise distribution."
-    own:Parts
+    own:Parts        # the target of each row
     exponents:list   # of each sum
     noise_probs:Tensor # `(K,)` law of the noise labels
     as_scored:bool = True # it is the noise distribution of the scores
 
 class NoiseLabels(NamedTuple):
     "Hard noise labels beside any own target: the mean over the draw of the own label."
-    own:Parts
+    own:Parts        # the target of each row, soft or not
     labels:Tensor    # `(M,)`, those of the batch's rows first
     in_batch:bool    # label i is row i's, and no noise of its own
-    present:Tensor|None = None # as above
+    present:Tensor|None = None # `(M,)` bool: those that are not ignored; None: all
 
 # %% ../nbs/losses/candidates.ipynb #0d3985bd
 def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
@@ -220,7 +220,7 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
     check_alone(source, found)
     return with_present(NoiseLabels(parts_of(targets), torch.cat([*found, none]), source.in_batch), present)
 
-def label_law(noise_probs:Tensor, epsilon:float)->Tensor:
+def label_law(noise_probs:Tensor, epsilon:float)->Tensor: # noise_probs: `(K,)`; epsilon: in [0, 1]; return: `(K,)`
     "The law of labels that are drawn from noise targets smoothed by epsilon; a mixture of labels changes nothing."
     return (1-epsilon)*noise_probs + epsilon/noise_probs.shape[0] if epsilon else noise_probs
 

@@ -144,7 +144,8 @@ class Step:
 # %% ../nbs/losses/distributed.ipynb #9069c465
 class MicroBatch(NoiseSource):
     "Noise source of one micro-batch, from `micro_batch_noise`: the step's other targets and the source's one draw."
-    def __init__(self, step:Step, rows:slice): self.step, self.rows, self.in_batch = step, rows, step.source.in_batch
+    def __init__(self, step:Step, rows:slice): # step: what the parts share; rows: of the step that are this part's
+        self.step, self.rows, self.in_batch = step, rows, step.source.in_batch
     def push(self, targets:Targets)->None:
         n = self.rows.stop - self.rows.start
         if targets.shape[0] != n:

@@ -52,25 +52,24 @@ def cross_entropy(logits, targets, options, temperature, reduction, names=TARGET
     return rows.reduce(losses, reduction)
 
 # %% ../nbs/losses/losses.ipynb #6679bf59
-def nll(logits:Tensor,        # `(N, K)`, or `(N, K, d1, ...)`
+def nll(logits:Tensor,        # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
         labels:Tensor,        # `(N,)` class ids, or `(N, d1, ...)`
-        *, temperature:float|Tensor=1., # tau > 0
+        *, temperature:float|Tensor=1., # tau > 0; divides the logits
         reduction:str='mean', # 'none' | 'mean' | 'sum'
-        weight:Tensor|None=None, sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
-        ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+        weight:Tensor|None=None, sample_weight:Tensor|None=None,
+        ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
        )->Tensor:             # a scalar, or in the shape of the labels for 'none'
     "Negative log-likelihood of class ids, Eq. (1). Raises ValueError naming the argument."
     options = weight, sample_weight, ignore_index, label_smoothing
     return cross_entropy(logits, labels, options, temperature, reduction, LABELS)
 
 # %% ../nbs/losses/losses.ipynb #0d9f5479
-def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`, or `(N, K, d1, ...)`
+def soft_target_cross_entropy(logits:Tensor,     # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
                               targets:Targets,   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                              *, temperature:float|Tensor=1., # tau > 0
+                              *, temperature:float|Tensor=1., # tau > 0; divides the logits
                               reduction:str='mean', # 'none' | 'mean' | 'sum'
-                              weight:Tensor|None=None,
-                              sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
-                              ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                              weight:Tensor|None=None, sample_weight:Tensor|None=None,
+                              ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
                              )->Tensor:          # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     "Cross-entropy with soft targets, Eq. (3). Raises ValueError naming the argument."
     options = weight, sample_weight, ignore_index, label_smoothing
@@ -95,14 +94,14 @@ def contrast_candidates(rows, eta, log_eta, temperature, noise_samples, reductio
     return rows.reduce(losses, reduction)
 
 # %% ../nbs/losses/losses.ipynb #934a22a8
-def info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
+def info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
              labels:Tensor,           # `(N,)` class ids, or `(N, d1, ...)`
              *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
-             temperature:float|Tensor=1., # tau > 0
+             temperature:float|Tensor=1., # tau > 0; divides the logits
              noise_samples:Targets|NoiseSource|None=None, # None: in-batch; extra noise targets; or a source
              reduction:str='mean',    # 'none' | 'mean' | 'sum'
-             weight:Tensor|None=None, sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
-             ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+             weight:Tensor|None=None, sample_weight:Tensor|None=None,
+             ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
             )->Tensor:                # a scalar, or in the shape of the labels for 'none'
     """InfoNCE for classification, Eq. (5), in O(NK) from label counts. Raises ValueError naming the argument.
 
@@ -112,15 +111,15 @@ def info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
     return contrast_candidates(rows, *noise, temperature, noise_samples, reduction)
 
 # %% ../nbs/losses/losses.ipynb #c872f992
-def soft_target_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
+def soft_target_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
                          targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
-                         temperature:float|Tensor=1., # tau > 0
+                         temperature:float|Tensor=1., # tau > 0; divides the logits
                          noise_samples:Targets|NoiseSource|None=None, # None: in-batch; extra noise targets; or a source
                          reduction:str='mean',    # 'none' | 'mean' | 'sum'
                          chunk_size:int|None=None, # rows at a time; None: as many as are cheap
-                         weight:Tensor|None=None, sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
-                         ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                         weight:Tensor|None=None, sample_weight:Tensor|None=None,
+                         ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
                         )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     """Soft target InfoNCE, Eq. (11). Raises ValueError naming the argument.
 
@@ -132,16 +131,15 @@ def soft_target_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...
     return contrast_candidates(rows, *noise, temperature, noise_samples, reduction, num_rows=chunk_size)
 
 # %% ../nbs/losses/losses.ipynb #c1fcea44
-def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
+def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
                                targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
-                               temperature:float|Tensor=1., # tau > 0
+                               temperature:float|Tensor=1., # tau > 0; divides the logits
                                noise_samples:Targets|NoiseSource|None=None, # as for `info_nce`
                                reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                               generator:torch.Generator|None=None, # of the sampled labels
-                               weight:Tensor|None=None,
-                               sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
-                               ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                               generator:torch.Generator|None=None, # of the labels that are drawn; None: torch's own
+                               weight:Tensor|None=None, sample_weight:Tensor|None=None,
+                               ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
                               )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     "InfoNCE with labels drawn from the soft targets at each call, Eq. (30). Raises ValueError naming the argument."
     options = weight, sample_weight, ignore_index, label_smoothing
@@ -155,18 +153,18 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d
     return contrast_candidates(rows._replace(targets=drawn), *noise, temperature, noise_samples, reduction)
 
 # %% ../nbs/losses/losses.ipynb #8fb1d8a7
-def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`
-                                weight:Tensor,           # `(K, d)` label embeddings
+def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`, what the head takes
+                                weight:Tensor,           # `(K, d)` label embeddings, the rows of the head
                                 targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                                *, bias:Tensor|None=None, # `(K,)`
+                                *, bias:Tensor|None=None, # `(K,)` of the head; None: none
                                 noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
-                                temperature:float|Tensor=1., # tau > 0
+                                temperature:float|Tensor=1., # tau > 0; divides the logits
                                 noise_samples:Targets|NoiseSource|None=None, # as for `soft_target_info_nce`
                                 reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                                sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor
-                                class_weight:Tensor|None=None,
-                                sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
-                                ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                                sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor, or refused
+                                class_weight:Tensor|None=None, # `(K,)` of the classes; `weight` is the head's
+                                sample_weight:Tensor|None=None, ignore_index:int|None=None,
+                                label_smoothing:float=0., # as `CallOptions`
                                )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """Soft target InfoNCE, Eq. (11), of a linear head, without its logits.
 
@@ -193,16 +191,15 @@ def reduced_linear(head, candidates, rows, reduction):
         return contrast(head._replace(row_weight=weights), candidates)
 
 # %% ../nbs/losses/losses.ipynb #e421db84
-def linear_soft_target_cross_entropy(embeddings:Tensor,       # `(N, d)` or `(..., d)`
-                                     weight:Tensor,           # `(K, d)` label embeddings
+def linear_soft_target_cross_entropy(embeddings:Tensor,       # `(N, d)` or `(..., d)`, what the head takes
+                                     weight:Tensor,           # `(K, d)` label embeddings, the rows of the head
                                      targets:Targets,         # `(N, K)` probabilities, `(N,)` ids or SparseTargets
-                                     *, bias:Tensor|None=None, # `(K,)`; -inf where a class is not possible
-                                     temperature:float|Tensor=1., # tau > 0
+                                     *, bias:Tensor|None=None, # `(K,)` of the head; -inf: the class is not possible
+                                     temperature:float|Tensor=1., # tau > 0; divides the logits
                                      reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                                     class_weight:Tensor|None=None,
-                                     sample_weight:Tensor|None=None, # `(K,)` of classes; of rows
-                                     ignore_index:int|None=None,
-                                     label_smoothing:float=0., # rows to leave out; in [0, 1]
+                                     class_weight:Tensor|None=None, # `(K,)` of the classes; `weight` is the head's
+                                     sample_weight:Tensor|None=None, ignore_index:int|None=None,
+                                     label_smoothing:float=0., # as `CallOptions`
                                     )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """Cross-entropy with soft targets, Eq. (3), of a linear head; no N x K logits are kept.
 
@@ -216,15 +213,15 @@ def linear_soft_target_cross_entropy(embeddings:Tensor,       # `(N, d)` or `(..
 from .candidates import expected_candidates
 
 # %% ../nbs/losses/mean_over_draw.ipynb #957d96e2
-def expected_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
+def expected_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
                       targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                       *, noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
-                      temperature:float|Tensor=1., # tau > 0
-                      noise_samples:Targets|NoiseSource|None=None, # soft ones are drawn from
+                      temperature:float|Tensor=1., # tau > 0; divides the logits
+                      noise_samples:Targets|NoiseSource|None=None, # as for `info_nce`; soft ones are drawn from
                       reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                      generator:torch.Generator|None=None, # of the noise labels
-                      weight:Tensor|None=None, sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
-                      ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                      generator:torch.Generator|None=None, # of the noise labels; None: torch's own
+                      weight:Tensor|None=None, sample_weight:Tensor|None=None,
+                      ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
                      )->Tensor:                # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     """The mean of Eq. (30) over the draw of the positive, in O(NK). Raises ValueError naming the argument.
 
@@ -235,19 +232,19 @@ def expected_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)`
     return rows.reduce(contrast(logit_scores(rows.x, temperature, log_eta), candidates), reduction)
 
 # %% ../nbs/losses/mean_over_draw.ipynb #2b4e7413
-def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`
-                             weight:Tensor,           # `(K, d)` label embeddings
+def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`, what the head takes
+                             weight:Tensor,           # `(K, d)` label embeddings, the rows of the head
                              targets:Targets,         # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                             *, bias:Tensor|None=None, # `(K,)`
+                             *, bias:Tensor|None=None, # `(K,)` of the head; None: none
                              noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
-                             temperature:float|Tensor=1., # tau > 0
-                             noise_samples:Targets|NoiseSource|None=None, # as for `expected_info_nce`
+                             temperature:float|Tensor=1., # tau > 0; divides the logits
+                             noise_samples:Targets|NoiseSource|None=None, # as for `info_nce`; soft ones are drawn from
                              reduction:str='mean',    # 'none' | 'mean' | 'sum'
-                             generator:torch.Generator|None=None, # of the noise labels
-                             sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor
-                             class_weight:Tensor|None=None,
-                             sample_weight:Tensor|None=None, # `(K,)` of classes, `(N,)` of rows
-                             ignore_index:int|None=None, label_smoothing:float=0., # rows to leave out; in [0, 1]
+                             generator:torch.Generator|None=None, # of the noise labels; None: torch's own
+                             sparse_grad:bool=False,  # the gradient of `weight` as a sparse tensor, or refused
+                             class_weight:Tensor|None=None, # `(K,)` of the classes; `weight` is the head's
+                             sample_weight:Tensor|None=None,
+                             ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
                             )->Tensor:                # a scalar, or `(N,)` or `(...)` for 'none'
     """`expected_info_nce` of a linear head: at sparse targets without smoothing M + S products a row, whatever K.
 
@@ -296,9 +293,12 @@ class NLL(nn.Module):
         given = dict(weight=self.weight, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing or None)
         return dict(temperature=self.temperature, reduction=self.reduction,
                     **{k: v for k, v in given.items() if v is not None})
-    def forward(self, logits:Tensor, targets:Targets, **options:Any)->Tensor: # of this call: sample_weight, ...
+    def forward(self, logits:Tensor, # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
+                targets:Targets,     # `(N,)` class ids, `(N, K)` probabilities or SparseTargets
+                **options:Any        # more arguments of the function, for this call: sample_weight, ...
+               )->Tensor:            # a scalar, or in the shape of the rows for 'none'
         return self.loss(logits, targets, **{**self.options(), **options})
-    def count(self, targets:Targets, sample_weight:Tensor|None=None)->Tensor: # a scalar
+    def count(self, targets:Targets, sample_weight:Tensor|None=None)->Tensor: # targets: as `forward`; return: a scalar
         "The denominator of the mean over these rows: of a global batch, divide the sums of its parts by it."
         return row_count(targets, weight=self.weight, sample_weight=sample_weight, ignore_index=self.ignore_index)
     @of_any_shape
@@ -311,7 +311,7 @@ class NLL(nn.Module):
         Raises ValueError naming the argument."""
         epsilon = self.smoothing(epsilon); check_kind(targets)
         return unsmooth(untilted(noise_scores(logits, None, self.temperature)[0].softmax(-1), self.weight), epsilon)
-    def smoothing(self, epsilon:float|None)->float:
+    def smoothing(self, epsilon:float|None)->float: # epsilon: as `probs`
         "That of the targets: what was said, or the module's own. Raises ValueError outside [0, 1)."
         epsilon = self.label_smoothing if epsilon is None else epsilon
         check_epsilon(epsilon)
@@ -334,7 +334,7 @@ class InfoNCE(NLL):
                  temperature:float|Tensor=1.,        # tau > 0; a tensor becomes a buffer, a Parameter is learned
                  noise_samples:Targets|NoiseSource|None=None, # None: in-batch; extra noise targets; or a source
                  reduction:str='mean',               # 'none' | 'mean' | 'sum'
-                 **options:Unpack[RowOptions]):      # weight, ignore_index, label_smoothing: as `NLL`
+                 **options:Unpack[RowOptions]):      # weight, ignore_index, label_smoothing
         super().__init__(temperature, reduction, **options)
         if noise_probs is not None: check_simplex(noise_probs, 'noise_probs', ndim=1, positive=True)
         self.register_buffer('noise_probs', noise_probs)
@@ -343,7 +343,8 @@ class InfoNCE(NLL):
         else: self.noise_samples = noise_samples
     def options(self)->dict[str, Any]: return dict(super().options(), noise_probs=self.noise_probs)
     def forward(self, logits:Tensor, targets:Targets,
-                noise_samples:Targets|NoiseSource|None=None, **options:Any)->Tensor: # of this call
+                noise_samples:Targets|NoiseSource|None=None, # for this call in place of the module's
+                **options:Any)->Tensor: # as `NLL`
         noise_samples = self.noise_samples if noise_samples is None else noise_samples
         return self.loss(logits, targets, noise_samples=noise_samples, **{**self.options(), **options})
     @of_any_shape
@@ -364,12 +365,12 @@ class InfoNCE(NLL):
     def keeps_targets_whole(self)->bool:
         "Whether a target is one candidate, Eq. (11); else it is, in the mean, the label drawn from it."
         return self.label_smoothing != 0
-    def whole_target_probs(self, s:Tensor, eta:Tensor, epsilon:float)->Tensor:
+    def whole_target_probs(self, s:Tensor, eta:Tensor, epsilon:float)->Tensor: # eta: `(K,)`; s: `(N, K)`; epsilon: <1
         "In-batch `softmax((1-epsilon) s + log noise_probs)`, for candidates that are labels smoothed alike."
         noise = self.noise_samples
         if knows_its_law(noise): return independent_noise_probs(s, eta, epsilon, noise.epsilon, noise.lam)
         return independent_noise_probs(s, eta, epsilon, noise_epsilon=epsilon)
-    def drawn_label_probs(self, s:Tensor, eta:Tensor, epsilon:float)->Tensor:
+    def drawn_label_probs(self, s:Tensor, eta:Tensor, epsilon:float)->Tensor: # as `whole_target_probs`
         "In-batch, the other rows' labels follow the smoothed marginal."
         noise = self.noise_samples
         if not knows_its_law(noise): law = (s + smoothed(eta, epsilon).log()).softmax(-1)
@@ -381,7 +382,7 @@ class InfoNCE(NLL):
 class _Drawing(InfoNCE):
     def __init__(self, noise_probs:Tensor|None=None, temperature:float|Tensor=1.,
                  noise_samples:Targets|NoiseSource|None=None, reduction:str='mean',
-                 generator:torch.Generator|None=None, # as `InfoNCE`; generator: of the labels that are drawn
+                 generator:torch.Generator|None=None, # of the labels that are drawn; None: torch's own
                  **options:Unpack[RowOptions]):
         super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
         self.generator = generator
@@ -409,7 +410,7 @@ class SoftTargetInfoNCE(InfoNCE):
     _alike, _looks, _warned = None, 0, False # were in-batch targets labels smoothed alike, in how many calls
     def __init__(self, noise_probs:Tensor|None=None, temperature:float|Tensor=1.,
                  noise_samples:Targets|NoiseSource|None=None, reduction:str='mean',
-                 chunk_size:int|None=None, # as `InfoNCE`; chunk_size: rows at a time
+                 chunk_size:int|None=None, # rows at a time; None: as many as are cheap
                  **options:Unpack[RowOptions]):
         super().__init__(noise_probs, temperature, noise_samples, reduction, **options)
         if chunk_size is not None: check_integer(chunk_size, 'chunk_size')
@@ -421,7 +422,7 @@ class SoftTargetInfoNCE(InfoNCE):
         loss = super().forward(logits, targets, noise_samples, **options) # which checks the targets
         if not knows_its_law(self.noise_samples if noise_samples is None else noise_samples): self.look_at(targets)
         return loss
-    def look_at(self, targets:Targets)->None:
+    def look_at(self, targets:Targets)->None: # targets: checked
         "Remember whether checked targets are labels smoothed alike, where their values may be looked at."
         if self._looks >= MAX_LOOKS: return
         alike = labels_alike(targets)

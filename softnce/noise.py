@@ -40,7 +40,7 @@ from .targets import (SparseTargets, Targets, check_counts, check_fraction, chec
                              check_simplex, has_values, kind_of)
 
 # %% ../nbs/losses/noise.ipynb #2a4a8d8b
-def uniform_noise(num_classes:int)->Tensor: # `(K,)`
+def uniform_noise(num_classes:int)->Tensor: # num_classes: K; return: `(K,)`
     "The uniform distribution over `num_classes` classes."
     check_integer(num_classes, 'num_classes')
     return torch.full((num_classes,), 1/num_classes)
@@ -153,7 +153,7 @@ class ContinuousCategorical(Distribution):
     """
     arg_constraints, support = {'probs': constraints.simplex}, constraints.simplex
     def __init__(self, probs:Tensor, # `(..., K)` positive parameters, summing to one
-                 validate_args:bool|None=None):
+                 validate_args:bool|None=None): # as every Distribution of PyTorch; None: its default
         check_simplex(probs.reshape(-1, probs.shape[-1]), 'probs', positive=True)
         self.probs = probs/probs.sum(-1, keepdim=True)
         log_probs = self.probs.double().log()
@@ -165,7 +165,7 @@ class ContinuousCategorical(Distribution):
         "Log of the integral of `prod_i probs_i**alpha_i` over the simplex; about `-log((K-1)! K)`."
         series = sum(t[..., -1] for t in _moments(self._x, _num_terms(self._x)))
         return (self._low[..., 0] + series.log() - math.lgamma(self._x.shape[-1])).to(self.probs)
-    def log_prob(self, value:Tensor)->Tensor: # `(..., K)` -> `(...)`
+    def log_prob(self, value:Tensor)->Tensor: # value: `(..., K)` on the simplex; return: `(...)`
         "Log density at `value`."
         if self._validate_args: self._validate_sample(value)
         return (value*self.probs.log()).sum(-1) - self.log_normalizer
@@ -179,7 +179,7 @@ class ContinuousCategorical(Distribution):
             repeated = (K*b[n] + x*repeated)/(n+K)
             total = total + repeated
         return (total/(K*sum(b))).to(self.probs)
-    def sample(self, sample_shape:Any=torch.Size())->Tensor: # `(*sample_shape, ..., K)`
+    def sample(self, sample_shape:Any=torch.Size())->Tensor: # sample_shape: of the draws; return: that and `(..., K)`
         "Exact samples: a mixture of Dirichlet distributions."
         with torch.no_grad():
             x = self._x.reshape(-1, self._x.shape[-1])
@@ -196,12 +196,12 @@ class NoiseSource:
     "Where the noise targets of a call come from. A source of your own derives from it."
     in_batch = False # the other rows' targets are candidates too
     ranks = 'own'    # with a process group: rows and draws of this rank, or of 'all' in a collective call
-    def push(self, targets:Targets)->None:
+    def push(self, targets:Targets)->None: # targets: the batch's, checked
         "See a batch's targets `(N, K)`, of `ranks`: called before `draw`, where gradients are recorded."
-    def own(self, targets:Targets)->Targets:
+    def own(self, targets:Targets)->Targets: # targets: the batch's, checked; return: `(M, K)`, this batch's rows first
         "The batch's own rows as noise of each other."
         return targets
-    def check_sampled(self, targets:Targets)->None:
+    def check_sampled(self, targets:Targets)->None: # targets: as they were given to the loss
         "Raise ValueError where labels must have been drawn from the targets before this call; here they need not be."
     def draw(self, noise_probs:Tensor, # `(K,)`
             )->Targets|list[Any]|None: # targets `(M, K)`, a list of such, or None
@@ -245,16 +245,16 @@ class Queue(nn.Module, NoiseSource):
         end = self.targets.shape[0] - self.newest*torch.is_grad_enabled()
         return self.targets[max(0, end-self.size):end].to(noise_probs.device) if end else None
     def extra_repr(self)->str: return str(self.size) + ", ranks='all'"*(self.ranks == 'all')
-    def check_classes(self, num_classes:int)->None:
+    def check_classes(self, num_classes:int)->None: # num_classes: K of the call
         "Raise ValueError where the rows of the queue are over other classes; class ids do not say."
         held = num_classes if self.targets is None or self.targets.ndim == 1 else self.targets.shape[1]
         if held != num_classes:
             raise ValueError(f"noise_samples must be a Queue over {num_classes} classes, got one with rows over {held} "
                              "classes, from earlier calls or from a checkpoint")
-    def get_extra_state(self)->Tensor:
+    def get_extra_state(self)->Tensor: # `(B,)`, uint8
         "The queue as bytes, one tensor: files of safetensors hold it, and `from_pretrained` gives it back."
         return to_state(None if self.targets is None else self.targets[-self.size:], self.size, self.device)
-    def set_extra_state(self, state:Tensor|dict[str, Any]|None)->None:
+    def set_extra_state(self, state:Tensor|dict[str, Any]|None)->None: # state: from `get_extra_state`; None: empty
         "Raises ValueError unless the queue that was saved has this one's size and classes; older files say no size."
         targets = from_state(state, self.size)
         if targets is not None and targets.ndim > 1: self.check_classes(targets.shape[1])
@@ -366,7 +366,9 @@ class Fresh(NoiseSource):
         self.size, self.lam, self.epsilon, self.generator, self.ranks = size, lam, epsilon, generator, ranks
     def draw(self, noise_probs:Tensor)->SparseTargets:
         "`size` SparseTargets; with ranks='all' the same on all ranks."
-        weights = noise_probs.new_tensor([self.lam, 1-self.lam] if self.lam < 1 else [1.])
+        slots = [self.lam, 1-self.lam] if self.lam < 1 else [1.]
+        # filled on the card: a tensor made from a list is copied from the host, which a CUDA graph refuses
+        weights = torch.cat([noise_probs.new_full((1,), w) for w in slots])
         ids = torch.multinomial(noise_probs, self.size*len(weights), replacement=True, generator=self.generator)
         if self.ranks == 'all' and world_size() > 1: dist.broadcast(ids, 0)
         weights = weights.expand(self.size, -1)

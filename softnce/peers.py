@@ -140,8 +140,9 @@ class LogitAdjustedCrossEntropy(NLL):
     def forward(self, logits:Tensor, targets:Targets)->Tensor:
         return self.loss(logits, targets, class_probs=self.class_probs, strength=self.strength,
                          temperature=self.temperature, reduction=self.reduction)
-    def probs(self, logits:Tensor, epsilon:float=0., prior:Tensor|None=None,
-              targets:str|None=None)->Tensor: # targets: as `NLL`
+    def probs(self, logits:Tensor, epsilon:float=0.,
+              prior:Tensor|None=None, # `(K,)` class frequencies where it is used; None: all equal
+              targets:str|None=None)->Tensor:
         "Posterior under `prior`; None: all classes equally frequent. `class_probs` gives the training set's `p(k|x)`."
         check_epsilon(epsilon); check_kind(targets)
         l, log_pi = adjusted_logits(logits, self.class_probs, self.strength, self.temperature)

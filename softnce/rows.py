@@ -53,9 +53,13 @@ def flat_targets(targets, shape, num_classes, class_dim, like_name, name):
 # %% ../nbs/losses/rows.ipynb #be2dcfb8
 class RowOptions(TypedDict, total=False):
     "What every module takes by name."
-    weight:Tensor|None
-    ignore_index:int|None
-    label_smoothing:float
+    weight:Tensor|None      # `(K,)` class weights >= 0: a row counts the weighted mass of its target, `<weight, alpha>`
+    ignore_index:int|None   # rows with this id have loss 0 and are no candidates, nor are soft rows without mass
+    label_smoothing:float   # eps in [0, 1]: every target becomes `(1-eps) alpha + eps/K`, also as a candidate
+
+class CallOptions(RowOptions, total=False):
+    "What every loss takes by name, as a function and in a call of its module."
+    sample_weight:Tensor|None # `(N,)`, or in the shape of the losses, >= 0: what a row counts in the sum and the mean
 
 def check_ignore_index(ignore_index):
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
@@ -161,11 +165,11 @@ class Rows(NamedTuple):
         if self.weight is None: return self.amounts
         mass = class_mass(self.targets, self.weight)
         return mass if self.amounts is None else self.amounts*mass
-    def own(self)->Targets:
+    def own(self)->Targets: # `(N, K)`
         "What a row's classes count, a distribution: the targets with the class weights in them."
         if self.weight is None: return self.targets
         return tilted(self.targets, self.weight, class_mass(self.targets, self.weight))
-    def denominator(self)->Tensor:
+    def denominator(self)->Tensor: # a scalar
         "Of the mean: a number, or a tensor where it depends on values."
         return self.targets.shape[0] if self.counts is None else self.counts.sum()
     def reduce(self, losses:Tensor, # `(N,)`
@@ -179,7 +183,7 @@ class Rows(NamedTuple):
         if weights is not None: losses = weights*losses
         if reduction == 'none': return self.in_shape(losses)
         return losses.sum() if reduction == 'sum' else losses.sum()/self.denominator()
-    def in_shape(self, losses:Tensor)->Tensor:
+    def in_shape(self, losses:Tensor)->Tensor: # losses: `(N,)`; return: in the shape of the batch
         "Losses where their rows came from."
         if self.kept is not None: losses = losses.new_zeros(math.prod(self.shape)).index_copy(0, self.kept, losses)
         return losses if self.shape is None else losses.reshape(self.shape)

@@ -47,7 +47,7 @@ _value_checks = ContextVar('softnce_value_checks', default=True)  # of a thread 
 
 class set_value_checks:
     "Turn the value checks on or off (shape checks stay on); as a context manager, for one block."
-    def __init__(self, enabled:bool)->None: # check values (default of the package: True)
+    def __init__(self, enabled:bool)->None: # enabled: whether values are checked; they are unless this is called
         self.before = _value_checks.get()
         _value_checks.set(bool(enabled))
     def __enter__(self)->'set_value_checks': return self
@@ -65,7 +65,7 @@ def value_checks()->bool:
     "Whether values are checked: not inside `torch.compile`, where looking at data breaks the graph."
     return not torch.compiler.is_compiling() and _value_checks.get()
 
-def checks_values(x:Tensor)->bool:
+def checks_values(x:Tensor)->bool: # x: any tensor
     "Whether the values of a tensor are to be checked, and can be."
     return has_values(x) and x.numel() > 0 and value_checks()
 
@@ -197,7 +197,7 @@ class SparseTargets:
     def from_labels(cls, labels:Tensor,           # `(M,)` class ids
                     num_classes:int,              # `K`
                     dtype:torch.dtype|None=None,  # of the weights; None: the default
-                    validate:bool=True)->'SparseTargets': # False: trust the ids
+                    validate:bool=True)->'SparseTargets': # validate: False: trust the ids; return: `(M, K)`
         "Class ids as targets of one class. Raises ValueError on ids outside `[0, K)`."
         if validate: check_labels(labels, num_classes)
         one = torch.ones(1, 1, dtype=dtype, device=labels.device)
@@ -206,7 +206,7 @@ class SparseTargets:
     def from_log_probs(cls, ids:Tensor,        # `(M, S)` a teacher's most probable classes, each once a row
                        log_probs:Tensor,       # `(M, S)` their log probabilities among all classes; -inf: an empty slot
                        num_classes:int,        # `K`
-                       rest:str='uniform')->'SparseTargets': # over the other classes; 'renormalise': left out
+                       rest:str='uniform')->'SparseTargets': # rest: over the other classes, or left out: 'renormalise'
         "The top of a teacher's distribution, and what is left of its mass. Raises ValueError naming the argument."
         check_top(ids, log_probs, num_classes, rest)
         dtype = torch.promote_types(log_probs.dtype, torch.float32)
@@ -215,7 +215,7 @@ class SparseTargets:
         weights, eps = above_rest(log_probs, num_classes)
         return cls(ids, weights.to(dtype), eps.to(dtype), num_classes, validate=False)
     @classmethod
-    def from_counts(cls, counts:Tensor)->'SparseTargets': # `(M, K)` votes of each row for each class, any number type
+    def from_counts(cls, counts:Tensor)->'SparseTargets': # counts: `(M, K)` votes of each row for each class, any dtype
         "Shares of votes, as many slots as the row with most classes has. Raises ValueError naming the argument."
         check_counts(counts)
         num_slots = max(int((counts > 0).sum(1).max()), 1) if len(counts) else 1
@@ -224,8 +224,8 @@ class SparseTargets:
         weights = (votes/votes.sum(1, keepdim=True)).to(dtype or torch.get_default_dtype())
         return cls(ids, weights, 0., counts.shape[1], validate=False)
     @classmethod
-    def from_packed(cls, rows:Tensor, num_classes:int, # `(M, 2S)` or `(M, 2S+1)`, from `packed`
-                    dtype:torch.dtype|None=None)->'SparseTargets': # of the weights; None: the default
+    def from_packed(cls, rows:Tensor, num_classes:int, # rows: `(M, 2S)` or `(M, 2S+1)`, from `packed`; num_classes: K
+                    dtype:torch.dtype|None=None)->'SparseTargets': # dtype: of the weights; None: the default
         "Targets from the one tensor that `packed` makes. Raises ValueError where it is no such tensor."
         check_tensor(rows, 'rows')
         if rows.ndim != 2 or rows.shape[1] < 2: raise ValueError(f"rows must be from packed(), got {kind_of(rows)}")
@@ -233,7 +233,7 @@ class SparseTargets:
         eps = values[:, -1] if rows.shape[1] % 2 else 0.
         return cls(rows[:, :num_slots].long(), values[:, num_slots:2*num_slots], eps, num_classes)
     @staticmethod
-    def cat(batches:'Sequence[SparseTargets]')->'SparseTargets': # over the same classes
+    def cat(batches:'Sequence[SparseTargets]')->'SparseTargets': # batches: all over the same classes
         "Join the rows of several batches; rows keep their epsilon. Raises ValueError if `num_classes` differ."
         return join_sparse(list(batches))
     @property
@@ -254,7 +254,8 @@ class SparseTargets:
         w = self.weights
         if w.shape[1] == 1 or w.stride(0) == 0: return True
         return not w.is_cuda and has_values(w) and bool((w == w[:1]).all())  # on a card a look would wait for it
-    def size(self, dim:int|None=None)->Any: return self.shape if dim is None else self.shape[dim]
+    def size(self, dim:int|None=None)->Any: # dim: of the shape; None: all
+        return self.shape if dim is None else self.shape[dim]
     def __len__(self)->int: return self.indices.shape[0]
     def __iter__(self)->'Iterator[SparseTargets]': return (self[i] for i in range(len(self)))
     def __getitem__(self, rows:Any)->'SparseTargets':
@@ -287,25 +288,25 @@ class SparseTargets:
     def keys(self)->KeysView[str]: return dict(self.items()).keys()
     def values(self)->ValuesView[Tensor]: return dict(self.items()).values()
     def each(self, function:Callable[[Tensor], Tensor],  # of weights and epsilon
-             ids:Callable[[Tensor], Tensor]|None=None)->'SparseTargets': # of class ids; None: the same
+             ids:Callable[[Tensor], Tensor]|None=None)->'SparseTargets': # ids: of class ids; None: the same function
         "The same targets with a function of each tensor; one row of weights that all rows share stays one."
         shared = self.indices.shape[0] and self.weights.stride(0) == 0  # not len(): it is no symbol under export
         weights = function(self.weights[:1] if shared else self.weights).expand(self.indices.shape[0], -1)
         eps = function(self.epsilon) if isinstance(self.epsilon, Tensor) else self.epsilon
         return SparseTargets((ids or function)(self.indices), weights, eps, self.num_classes, validate=False)
-    def to(self, *args:Any, **kwargs:Any)->'SparseTargets':
-        "Move to a device; a dtype changes weights and epsilon only. Arguments as of `Tensor.to`."
+    def to(self, *args:Any, **kwargs:Any)->'SparseTargets': # args, kwargs: a device or dtype, as of `Tensor.to`
+        "Move to a device; a dtype changes weights and epsilon only."
         device = self.weights[:0].to(*args, **kwargs).device
         def moved(t): return t.to(*args, **kwargs)
         def ids(t): return t.to(device, non_blocking=kwargs.get('non_blocking', False))
         return self.each(moved, ids)
     def cpu(self)->'SparseTargets': return self.to('cpu')
-    def cuda(self, device:Any=None, non_blocking:bool=False)->'SparseTargets':
-        return self.to(torch.device('cuda', device) if isinstance(device, int) else device or 'cuda',
-                       non_blocking=non_blocking)
+    def cuda(self, device:Any=None, non_blocking:bool=False)->'SparseTargets': # device, non_blocking: as `Tensor.cuda`
+        device = torch.device('cuda', device) if isinstance(device, int) else device or 'cuda'
+        return self.to(device, non_blocking=non_blocking)
     def detach(self)->'SparseTargets': return self.each(Tensor.detach)
     def clone(self)->'SparseTargets': return self.each(Tensor.clone)
-    def pin_memory(self, device:Any=None)->'SparseTargets':
+    def pin_memory(self, device:Any=None)->'SparseTargets': # device: not used; a DataLoader gives one
         "In page-locked memory, from where a card copies without waiting; a DataLoader with `pin_memory=True` calls it."
         return self.each(Tensor.pin_memory)
 
@@ -368,13 +369,22 @@ def join_sparse(batches):
     if len(classes) != 1: raise ValueError(f"batches must be over the same classes, got num_classes {sorted(classes)}")
     most = max(b.indices.shape[1] for b in batches)
     def padded(t): return F.pad(t, (0, most-t.shape[1]))  # an empty slot is class 0 with weight 0
-    weights = [padded(b.weights) for b in batches]
+    weights = joined_weights(batches, padded)
     eps = [b.epsilon for b in batches]
     if all(isinstance(e, (int, float)) and e == eps[0] for e in eps): eps = eps[0]
-    else: eps = torch.cat([torch.as_tensor(e, dtype=w.dtype, device=w.device).expand(w.shape[0])
-                          for e, w in zip(eps, weights)])
+    else: eps = torch.cat([torch.as_tensor(e, dtype=b.dtype, device=b.device).expand(len(b))
+                          for e, b in zip(eps, batches)])
     indices = torch.cat([padded(b.indices) for b in batches])
-    return SparseTargets(indices, torch.cat(weights), eps, classes.pop(), validate=False)
+    return SparseTargets(indices, weights, eps, classes.pop(), validate=False)
+
+def joined_weights(batches, padded):
+    "The weights of several batches: one row, shown many times, where all batches show the same memory."
+    first = batches[0].weights
+    same = {(w.data_ptr(), w.stride(), w.shape[1], w.dtype) for w in (b.weights for b in batches)} if (
+        first.stride(0) == 0 and all(has_values(b.weights) for b in batches)) else ()
+    if len(same) == 1 and not torch.compiler.is_compiling():
+        return padded(first[:1]).expand(sum(map(len, batches)), -1)
+    return torch.cat([padded(b.weights) for b in batches])
 
 def row_index(rows, num_rows):
     "An index of rows: an integer as a slice of one. Raises IndexError and TypeError."

@@ -116,7 +116,9 @@ def sample_labels(targets:Targets,                 # `(N, K)` probabilities, Spa
     is_background = torch.empty(n, device=device).uniform_(generator=generator) < targets.epsilon
     return torch.where(is_background, background, label)
 
-def drawn(probs:Tensor, generator:torch.Generator|None)->Tensor:
+def drawn(probs:Tensor,                  # `(N, K)` probabilities
+          generator:torch.Generator|None # None: torch's own
+         )->Tensor:                      # `(N,)` columns
     "A column of each row, by its probabilities."
     if not probs.shape[0]: return torch.zeros(0, dtype=torch.long, device=probs.device)  # which multinomial refuses
     return torch.multinomial(probs, 1, generator=generator)[:, 0]

@@ -18,11 +18,11 @@ PROBES = Path(__file__).with_name("probes.js")
 # structure is the same in both themes: only what colours change is looked at twice
 DARK_RULES = ["color-contrast", "link-in-text-block"]
 # what code with a backslash does not hold
-COMMANDS = re.compile(r"\\(?:[dt]?frac|alpha|eta|epsilon|lambda|log|exp|sum|math[a-z]+|langle|cdot|ell)\b|\$\$")
+COMMANDS = re.compile(r"\\(?:[dt]?frac|alpha|eta|epsilon|lambda|log|exp|sum|math[a-z]+|langle|ell)(?![a-zA-Z])|\$\$")
 SEARCHES = {  # what a reader types, and the page that must come first
     "label smoothing": "guides/labels.html", "temperature": "guides/reading_probabilities.html",
     "lightning": "guides/lightning.html", "annotators": "guides/labels.html",
-    "soft_target_info_nce": ("guides/", "api/"),
+    "soft_target_info_nce": ("guides/", "api/", "losses/losses.html#soft_target_info_nce"),
 }
 
 
@@ -116,9 +116,10 @@ def phone(page):
     yield from ask(page, "wider_than_the_window", "cut", "covered", "no_contents")
     button = page.locator("#quarto-header .quarto-btn-toggle:visible").first
     if button.count():
-        button.click()
         opened = "document.querySelector('#quarto-sidebar').getBoundingClientRect().left >= 0"
-        try: page.wait_for_function(opened, timeout=3_000)
+        try:
+            button.click(timeout=3_000)
+            page.wait_for_function(opened, timeout=3_000)
         except Exception: yield "phone: the list of pages does not open"
     else: yield "phone: no button opens the list of pages"
 
@@ -167,6 +168,7 @@ def look_at(docs, names):
 def raw_tex_in_search(docs):
     "Results that would show TeX instead of letters."
     for o in json.loads((docs/"search.json").read_text(encoding="utf-8")):
+        if o["href"].startswith("about/"): continue  # how equations are written is said there
         m = COMMANDS.search(o["title"] + " " + o["section"] + " " + o["text"])
         if m: yield f"{o['href']}: the search would show {o['text'][max(0, m.start()-30):m.start()+40]!r}"
 
@@ -202,7 +204,7 @@ def sample(root=ROOT):
     def first(o):
         if isinstance(o, str): return o
         return o.get("href") or first(next((c for c in o["contents"] if "index" not in str(c)), o["contents"][0]))
-    return sorted({first(o).replace(".ipynb", ".html") for o in sidebar(root)})
+    return sorted({str(Path(first(o)).with_suffix(".html")) for o in sidebar(root)})
 
 
 def browse(docs, names, workers=min(4, os.cpu_count() or 1)):

@@ -7,6 +7,7 @@ Nothing in the tree is changed: cleaning and exporting happen in a temporary cop
 import difflib, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
+import api
 import rules
 import stubs
 from common import ROOT, notebooks
@@ -63,6 +64,9 @@ RULES = {  # the checks, and what mends what they find
     rules.few_at_the_top: "put the module into a folder",
     rules.short_sections: "make two sections",
     rules.needed_names: "use #| exporti, or say on the folder's first page what the name is for",
+    api.described: "say in the comment at the parameter's line what it is, its shape and range; then make export",
+    api.known: "say it in the definition's comments and docstring, or mend the page in nbs/api/",
+    api.listed: "add it to a page in nbs/api/, or to HELPERS in tools/api.py",
 }
 
 

@@ -1,14 +1,16 @@
 """Build the site into _docs/: with Quarto where there is one, else with smalldocs.
 
-Both render the notebooks that nbdev processes into _proc/. Some things are mended on the way: under the entry of an
-exported function stands its body, because here the code is the equation; MathJax and fonts are not fetched from another
-host; tools/mending.py says what else is done to a page. nbdev_docs is not called: it would also write README.md, in its
-own way.
+Both render the notebooks that nbdev processes into _proc/, and the pages that tools/api.py and tools/about.py write
+there. Some things are mended on the way: an exported function is shown as its source, because here the code is the
+equation; MathJax and fonts are not fetched from another host; tools/mending.py says what else is done to a page.
+nbdev_docs is not called: it would also write README.md, in its own way.
 """
 import os, re, shutil, subprocess, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import about
+import api
 import nbdev.serve
 from nbdev.config import get_config
 from nbproc import Procs
@@ -22,7 +24,8 @@ MATHJAX_FILES = ["tex-chtml-full.js", "output/chtml/fonts/woff-v2"]
 def process(cfg):
     "The notebooks as they go to the renderer, in `_proc/`; only what changed is done again."
     proc = cfg.config_path/"_proc"
-    stale = proc.exists() and proc.stat().st_mtime < Path(__file__).with_name("nbproc.py").stat().st_mtime
+    made_by = [Path(__file__).with_name(f"{o}.py") for o in ("nbproc", "api", "signatures")]
+    stale = proc.exists() and proc.stat().st_mtime < max(p.stat().st_mtime for p in made_by)
     nbdev.serve.FilterDefaults = Procs
     try: nbdev.serve.proc_nbs(cfg.nbs_path, force=stale)
     except Exception as e:  # it names the notebook and shows the cell; its cause is the text of a traceback
@@ -30,8 +33,9 @@ def process(cfg):
     if not (proc/"_quarto.yml").exists():
         sys.exit("nbdev processed nothing: it skips a checkout under a folder whose name starts with a dot")
     for p in proc.rglob("*"):  # notebooks and figures that are no more
-        rendered = proc/cfg.doc_path.name in p.parents
-        if p.is_file() and not rendered and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
+        ours = proc/cfg.doc_path.name in p.parents or proc/"about" in p.parents
+        if p.is_file() and not ours and not (cfg.nbs_path/p.relative_to(proc)).exists(): p.unlink()
+    api.write(proc/"api")
     return proc
 
 
@@ -89,6 +93,7 @@ def pages(cfg, docs, maths):
 def main():
     cfg = get_config()
     proc, docs = process(cfg), cfg.doc_path
+    about.write(cfg.config_path, proc, cfg)
     render(proc)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(proc/docs.name, docs)
@@ -98,7 +103,9 @@ def main():
     shutil.copytree(cfg.nbs_path/"scripts", docs/"scripts", dirs_exist_ok=True)
     own_fonts(docs)
     made = list(pages(cfg, docs, maths))
-    write(docs, [o for page in made for o in mend(page)])
+    found, titles = zip(*map(mend, made))
+    write(docs, sum(found, []))
+    about.llms(docs, cfg, {k: v for o in titles for k, v in o.items()})
     print(f"{len(made)} pages in {docs.name}/, starting at {docs.name}/index.html")
 
 

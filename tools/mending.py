@@ -1,10 +1,11 @@
 """What the site does to a rendered page, whichever renderer made it: figures as files, names for a screen reader,
 contents on a phone, ways to run the page, and nothing that another host must send."""
-import base64, re, struct
+import base64, io, re, struct
 from html import escape
 
 from bs4 import BeautifulSoup, Comment
-from searching import entries, readable
+from PIL import Image
+from searching import entries, readable, title_and_line
 
 MATHJAX = "site_libs/mathjax/tex-chtml-full.js"
 OTHER_HOST = re.compile(r"^(?:https?:)?//", re.I)
@@ -13,6 +14,7 @@ MATHS_HOSTS = re.compile(r"mathjax|katex|polyfill", re.I)
 MATHS_OPTIONS = "window.MathJax = {options: {enableMenu: false}};"
 CSS_IMPORT = re.compile(r"""@import\s*(?:url\(\s*(['"]?)https?:[^)]*?\1\s*\)|(['"])https?:.*?\2)[^;{}]*;""")
 KINDS = {"png": "png", "jpeg": "jpg", "gif": "gif"}
+WHITE, DRAWING = 250, .5  # from this grey value on a pixel is paper; a drawing has at least this share of it
 MAX_CONTENTS = 2  # sections from which on the contents are worth a click on a phone
 
 
@@ -43,9 +45,10 @@ def maths(soup, page):
 
 def scripts(soup, page):
     "The site's own scripts; a figure that moves brings its own."
-    names = ["scripts/site.js"] + ["scripts/moving.js"]*bool(soup.find(attrs={"data-moving": True}))
-    for name in names:
-        if (page.docs/name).exists(): soup.head.append(new(soup, "script", src=page.up+name, defer=""))
+    moves = soup.find(attrs={"data-moving": True}) is not None
+    for name in ["site.js", *["moving_data.js", "moving.js"]*moves]:
+        if not (page.docs/"scripts"/name).exists(): continue
+        soup.head.append(new(soup, "script", src=f"{page.up}scripts/{name}", defer=""))
 
 
 # ---------------------------------------------------------------- figures
@@ -53,6 +56,12 @@ def scripts(soup, page):
 def size(data):
     "Width and height of a PNG in pixels; None for another file."
     return struct.unpack(">II", data[16:24]) if data[:8] == b"\x89PNG\r\n\x1a\n" else None
+
+
+def paper(data):
+    "The share of a picture that is white: of a drawing most is, of a photograph or a map of colours little."
+    grey = Image.open(io.BytesIO(data)).convert("L").histogram()
+    return sum(grey[WHITE:])/sum(grey)
 
 
 def figures(soup, page):
@@ -66,6 +75,7 @@ def figures(soup, page):
         img["src"] = f"figures/{path.name}"
         if (wh := size(data)) and not img.get("width"): img["width"], img["height"] = map(str, wh)
         img["loading"] = "lazy"
+        if paper(data) < DRAWING: img["class"] = [*img.get("class", []), "photo"]
 
 
 # ---------------------------------------------------------------- names and roles
@@ -98,6 +108,15 @@ def buttons(soup, page):
         text, toggle = o.select_one(".sidebar-item-text"), o.select_one(".sidebar-item-toggle")
         if text and toggle: toggle["aria-label"] = "Pages of " + text.get_text(strip=True)
     for o in soup.select("button.code-copy-button"): o["aria-label"] = "Copy this code"
+
+
+def open_use(soup, page):
+    "On the home page the guides are seen in the list of pages."
+    section = soup.select_one(".sidebar-item-section") if page.notebook == "index.ipynb" else None
+    if section is None: return
+    for o in section.select(":scope > ul"): o["class"] = [*o.get("class", []), "show"]
+    for o in section.select(":scope > .sidebar-item-container [aria-expanded]"):
+        o["aria-expanded"], o["class"] = "true", [c for c in o["class"] if c != "collapsed"]
 
 
 def tables(soup, page):
@@ -160,16 +179,17 @@ def ways(soup, page):
     elif main: main.append(box)
 
 
-MENDS = [own_links, figures, landmarks, buttons, tables, link_texts, phone_contents, ways, maths, scripts]
+MENDS = [own_links, figures, landmarks, buttons, open_use, tables, link_texts, phone_contents, ways, maths, scripts]
 
 
 def mend(page):
-    "Every change, on one page; what the search finds there."
+    "Every change, on one page; what the search finds there, and its title and line by address."
     soup = BeautifulSoup(page.path.read_text(encoding="utf-8"), "html.parser")
     for o in soup.find_all(string=lambda s: isinstance(s, Comment)): o.extract()
     for step in MENDS: step(soup, page)
     page.path.write_text(str(soup), encoding="utf-8")
-    return list(entries(soup, str(page.path.relative_to(page.docs))))
+    href = str(page.path.relative_to(page.docs))
+    return list(entries(soup, href)), {href: title_and_line(soup, href)}
 
 
 def own_fonts(docs):

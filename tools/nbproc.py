@@ -1,68 +1,92 @@
 "What the site does to a notebook beyond nbdev: used by docs.py and nbfilter.py."
 import ast, re
 from functools import cache
+from pathlib import Path
 
 from execnb.nbio import mk_cell
-from common import notebooks, read
 from nbdev import processors
-from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
-from nbdev.processors import FilterDefaults, add_show_docs
+from nbdev.processors import FilterDefaults
+
+import api
+from common import ROOT
 
 LONG = 30  # lines of source; more are folded
 DEFS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
 
 
-def body(src, node):
-    "The source of a function without signature and docstring, which its entry shows; of a class without docstring."
-    lines = src.splitlines()
-    doc = node.body[0] if ast.get_docstring(node) is not None else None
-    stmts = node.body[1:] if doc else node.body
-    if not stmts: return ""
-    if isinstance(node, ast.ClassDef):
-        start = min(o.lineno for o in [node, *node.decorator_list])
-        skip = range(doc.lineno, doc.end_lineno+1) if doc else ()
-        return "\n".join(l for n, l in enumerate(lines, 1) if start <= n <= node.end_lineno and n not in skip)
-    first = stmts[0]
-    if lines[first.lineno-1][:first.col_offset].strip():  # on the line of the signature
-        return "    " + ast.get_source_segment(src, first)
-    return "\n".join(lines[doc.end_lineno if doc else first.lineno-1:node.end_lineno])
+def narrow(lines, node):
+    "The lines of a definition with the parameters of each function below its name, not behind it."
+    for f in [o for o in ast.walk(node) if isinstance(o, DEFS[:2])]:
+        first, last = f.lineno-1, f.body[0].lineno-2  # the lines of the signature
+        if last <= first: continue
+        head, *rest = lines[first:last+1]
+        name, start = head[:f.col_offset], head[f.col_offset:].index("(")+1+f.col_offset
+        rows = [o.strip() for o in [head[start:], *rest]]
+        ends = [o if o.startswith(")") else f"    {o}" for o in rows]
+        lines[first:last+1] = ["\0".join([head[:start], *(name + re.sub(r"\s{2,}#", "  #", o) for o in ends)]),
+                               *["\1"]*(last-first)]
+    return [part for o in lines for part in o.split("\0") if o != "\1"]
 
 
-class add_bodies(Processor):
-    "Put the body of every exported function below its `show_doc`."
+def definitions(cell):
+    "The public functions and classes of an exported cell, with their source; not those that `@patch` puts elsewhere."
+    if cell.cell_type != "code" or "export" not in cell.directives_: return
+    for o in cell.parsed_() or []:
+        if not isinstance(o, DEFS) or o.name.startswith("_"): continue
+        if any(getattr(d, "id", "") == "patch" for d in o.decorator_list): continue
+        start = min(n.lineno for n in [o, *o.decorator_list])
+        lines = cell.source.splitlines()
+        lines[o.end_lineno:], lines[:start-1] = [], ["\1"]*(start-1)
+        yield o.name, "\n".join(narrow(lines, o))
+
+
+class add_sources(Processor):
+    "Show every exported function and class as it is written, under a heading of its name, with a link to its entry."
     def begin(self):
-        cells = self.nb.cells
-        code = {o.name: body(c.source, o) for c in cells if c.cell_type == "code" and "export" in c.directives_
-                for o in c.parsed_() or [] if isinstance(o, DEFS)}
+        cells, self.nb.has_docs_ = self.nb.cells, False  # nothing has to be run for it
         for i, c in reversed(list(enumerate(cells))):
-            m = c.cell_type == "code" and re.match(r"show_doc\((\w+)", c.source)
-            if not m or not code.get(m[1]): continue
-            txt = f"```python\n{code[m[1]]}\n```"
-            if txt.count("\n") > LONG: txt = f"<details><summary>Source of {m[1]}</summary>\n\n{txt}\n\n</details>"
-            cells.insert(i+1, mk_cell(txt, "markdown"))
+            for name, source in reversed(list(definitions(c))):
+                to = f"\n\n[API](../api/{pages()[name]}.html#{name})" if name in pages() else ""
+                text = f"```python\n{source}\n```"
+                if text.count("\n") > LONG:
+                    text = f"<details><summary>Source of {name}</summary>\n\n{text}\n\n</details>"
+                cells.insert(i+1, mk_cell(f"### {name} {{#{name}}}\n\n{text}{to}", "markdown"))
 
 
 @cache
-def entries():
-    "Anchors of the names that have an entry on the site: functions and classes of cells marked `export`."
-    cells = [c["source"] for path in notebooks() for c in read(path)["cells"] if c["cell_type"] == "code"]
-    public = "\n".join(c for c in cells if re.search(r"^#\|\s*export\b", c, re.M))
-    return {name.lower() for name in re.findall(r"^(?:def|class) (\w+)", public, re.M)}
+def pages():
+    "The page of the API for every name that has an entry."
+    return api.Api().pages
 
 
-def linked(text):
-    "nbdev's links to what stands in backticks, where that has an entry: helpers and methods have none."
-    def keep(m): return m[0] if m[2].lower() in entries() else m[1]
-    return re.sub(r"\[(`[^`\]]+`)\]\([^)\s]*\.html#([\w.]+)\)", keep, NbdevLookup().linkify(text))
+def up(notebook):
+    "The way from a notebook's page to the site's root."
+    return "../"*(len(notebook.relative_to(ROOT/"nbs").parts)-1)
 
 
-def add_links(cell):
-    "nbdev's links to the entries of what stands in backticks, but none inside the code of a signature."
-    if cell.cell_type == "markdown": cell.source = linked(cell.source)
-    for o in cell.get("outputs", []):
-        if "text/markdown" in o.get("data", {}):
-            o.data["text/markdown"] = linked("".join(o.data["text/markdown"])).splitlines(True)
+WORDS = {"losses", "peers", "targets", "noise", "calibration"}  # pages whose names are no words of everyday use
+
+
+def to_entry(name, root):
+    "The address of a name's entry; None where it has none, or where a word of everyday use means another thing."
+    name = name.split(".")[-1] if name.startswith("softnce.") else name
+    page = pages().get(name)
+    telling = page in WORDS or "_" in name or name != name.lower()
+    return f"{root}api/{page}.html#{name}" if page and telling else None
+
+
+def linked(text, root="../"):
+    "Names in backticks, in prose, link to their entries; code, maths, links and headings stay as they are."
+    def to(m): return f"[{m[0]}]({at})" if (at := to_entry(m[1], root)) else m[0]
+    parts = re.split(r"(```.*?```|\$\$.*?\$\$|\[[^\]]*\]\([^)]*\)|^#[^\n]*$)", text, flags=re.S | re.M)
+    return "".join(o if i % 2 else re.sub(r"(?<![`\w])`([\w.]+)`(?!`)", to, o) for i, o in enumerate(parts))
+
+
+class add_links(Processor):
+    "Link what stands in backticks."
+    def cell(self, cell):
+        if cell.cell_type == "markdown": cell.source = linked(cell.source, up(Path(self.nb.path_)))
 
 
 def page_after_file(cell):
@@ -71,8 +95,8 @@ def page_after_file(cell):
 
 
 class Procs(FilterDefaults):
-    "nbdev's processors, with the three above."
+    "nbdev's processors, with the three above: sources in the place of entries, for which the notebook was run."
     def base_procs(self):
-        procs = [add_links if o is processors.add_links else o for o in super().base_procs()]
-        procs.insert(procs.index(add_show_docs)+1, add_bodies)
-        return procs + [page_after_file]
+        ours = {processors.add_show_docs: add_sources, processors.add_links: add_links}
+        gone = processors.clean_show_doc, processors.exec_show_docs
+        return [ours.get(o, o) for o in super().base_procs() if o not in gone] + [page_after_file]

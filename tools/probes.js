@@ -41,7 +41,8 @@ window.probes = (() => {
         if (!seen(o)) return [];
         const box = scroller(o), column = document.querySelector("main").getBoundingClientRect();
         const wide = o.getBoundingClientRect();
-        if (!box) return wide.right > column.right + SLACK ? [`cut at the column's edge: ${start(o)}`] : [];
+        const right = wide.left + Math.max(wide.width, o.scrollWidth);
+        if (!box) return right > column.right + SLACK ? [`cut at the column's edge: ${start(o)}`] : [];
         if (box.scrollWidth <= box.clientWidth + SLACK) return [];
         if (box.tabIndex < 0) return [`scrolls, but no key reaches it: ${start(o)}`];
         return box.classList.contains("scrolls") ? [] : [`scrolls, and nothing shows it: ${start(o)}`];

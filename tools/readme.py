@@ -19,9 +19,20 @@ def cell_for_readme(cell):
         if any("image/" in mime for o in cell.outputs for mime in o.get("data", {})):
             sys.exit("nbs/index.ipynb: an output holds a picture; "
                      "commit the picture in nbs/images and link to it in Markdown")
+        if "echo:" in directives: return nbformat.v4.new_markdown_cell(in_repository(computed(cell)))
         cell.source = "\n".join(o for o in lines if not o.startswith("#|"))
-    else: cell.source = RELATIVE.sub(r"\1nbs/\2", cell.source).replace("](nbs/../", "](")
+    else: cell.source = in_repository(cell.source)
     return cell
+
+
+def in_repository(text):
+    "Links of a notebook at the top of nbs, as a file at the top of the repository has them."
+    return RELATIVE.sub(r"\1nbs/\2", text).replace("](nbs/../", "](")
+
+
+def computed(cell):
+    "The sentences that a cell made."
+    return "\n".join(o["data"]["text/markdown"] for o in cell.outputs if "text/markdown" in o.get("data", {}))
 
 
 def readme(root=ROOT):

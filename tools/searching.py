@@ -9,8 +9,9 @@ from bs4 import NavigableString
 
 FIRST = ["guides/", "index", "api/", "theory/", "experiments/", "losses/"]  # among equals the earlier comes first
 NAMES = ("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi varphi chi psi omega"
-         " Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell partial sum prod int times cdot cdots dots ldots le leq"
-         " ge geq ne neq approx sim propto infty to in mid langle rangle top equiv perp otimes odot pm sqrt lVert rVert")
+         " Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell partial sum prod int times cdot cdots dots ldots"
+         " le leq ge geq ne neq approx sim propto infty to in mid langle rangle top equiv perp otimes odot pm sqrt"
+         " lVert rVert")
 LETTERS = dict(zip(NAMES.split(), "αβγδεζηθκλμνξπρστφφχψωΓΔΘΛΞΠΣΦΨΩℓ∂ΣΠ∫×·………≤≤≥≥≠≠≈~∝∞→∈|⟨⟩ᵀ≡⊥⊗⊙±√‖‖"))
 WORDS = {"log", "exp", "max", "min", "softmax", "cos", "sin", "tanh", "arg", "det", "Pr", "lim"}
 FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
@@ -53,18 +54,23 @@ def sections(soup):
     return [(anchor, heading, re.sub(r"\s+", " ", "".join(text)).strip()) for anchor, heading, text in found]
 
 
+def title_and_line(soup, href):
+    "What a page is called, and its one line."
+    title = soup.select_one("main h1") or soup.find("title")
+    return readable(title.get_text()).strip() if title else href, readable(meta(soup, "description"))
+
+
 def meta(soup, name): return (soup.find("meta", attrs={"name": name}) or {}).get("content", "")
 
 
 def entries(soup, href):
     "What can be found on a page: its sections, and one entry for every keyword."
-    title = soup.select_one("main h1, title")
-    title, what = readable(title.get_text()) if title else href, readable(meta(soup, "description"))
+    title, what = title_and_line(soup, href)
     def entry(anchor, section, text):
         return dict(objectID=f"{href}#{anchor or section}", href=f"{href}#{anchor}" if anchor else href, title=title,
                     section=section, text=text)
     for word in filter(None, map(str.strip, meta(soup, "keywords").split(","))):
-        yield entry("", word, f"{word}: {what}")
+        yield {**entry("", word, what), "title": f"{title}: {word}"}  # a match in every field comes first
     for anchor, heading, text in sections(soup):
         if anchor or text: yield entry(anchor, heading, text if anchor else f"{what}. {text}")
 

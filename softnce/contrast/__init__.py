@@ -25,4 +25,4 @@ from softnce import _lazy
 globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy(
     "softnce.contrast", "scores", "operators", "sums", "expected_sums", "linear_sums",
-    "layout")  # not triton_sums: it needs Triton
+    "vocab_parallel", "layout")  # not triton_sums: it needs Triton

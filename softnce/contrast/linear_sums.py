@@ -35,7 +35,7 @@ def linear_sums_reference(embeddings:Tensor, weight:Tensor, bias:Tensor|None=Non
                           weights:Tensor|None=None, share:Tensor|None=None, probs:Tensor|None=None,
                           log_eta:Tensor|None=None,
                           offset:Tensor|None=None, exponents:tuple[float, ...]|list[float]=(1.,),
-                          row_weight:Tensor|None=None, needs:int=7)->Tensor:
+                          row_weight:Tensor|None=None, needs:int=7)->Tensor: # needs: not used, autograd sees it
     "`linear_sums` as plain formulas, through all logits."
     rows = class_sums_reference(F.linear(embeddings, weight, bias), ids, weights, share, probs, offset, None, log_eta,
                                 exponents)

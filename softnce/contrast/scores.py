@@ -72,8 +72,11 @@ class Logits(NamedTuple):
     num_rows:int|None = None   # rows at a time; None: as many as keep blocks small
     reduction:str = 'none'     # what PyTorch's cross-entropy may do in its own pass, where it serves
 
-def logit_scores(logits:Tensor, temperature:float|Tensor, log_eta:Tensor|None=None, num_rows:int|None=None,
-                 reduction:str='none')->Logits:
+def logit_scores(logits:Tensor,               # `(N, K)`, checked
+                 temperature:float|Tensor,    # tau > 0
+                 log_eta:Tensor|None=None,    # `(K,)` log of the noise distribution; None: a cross-entropy
+                 num_rows:int|None=None,      # of the sum at a time; None: as many as are cheap
+                 reduction:str='none')->Logits: # reduction: of the losses, where the sum can do it
     "Checked logits as scores; a temperature that is a tensor keeps its gradient."
     check_logits(logits)
     check_temperature(temperature)
@@ -81,13 +84,16 @@ def logit_scores(logits:Tensor, temperature:float|Tensor, log_eta:Tensor|None=No
         return Logits(full_precision(logits)/temperature.reshape(()), 1., log_eta, num_rows, reduction)
     return Logits(logits, 1/temperature, log_eta, num_rows, reduction)
 
-def noise_scores(logits:Tensor, noise_probs:Tensor|None, temperature:float|Tensor)->tuple[Tensor, Tensor]:
+def noise_scores(logits:Tensor,            # `(N, K)`
+                 noise_probs:Tensor|None,  # `(K,)`; None: uniform
+                 temperature:float|Tensor  # tau > 0
+                )->tuple[Tensor, Tensor]:  # scores `(N, K)`, eta `(K,)`
     "Scores `(N, K)` of checked logits, written out, and eta `(K,)`."
     check_logits(logits)
     eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
     return written_out(logit_scores(logits, temperature, log_eta)), eta
 
-def written_out(scores:Logits)->Tensor: # `(N, K)`
+def written_out(scores:Logits)->Tensor: # scores: of `logit_scores`; return: `(N, K)`
     "s = l/tau - log eta, in full precision."
     values = full_precision(scores.values)*scores.scale
     return values if scores.log_eta is None else values - scores.log_eta

@@ -106,13 +106,27 @@ def class_sums_torch(logits, ids, weights, share, probs, offset, own_offset, log
         if with_grad and not in_place: gradient[r] = g
     return total, gradient
 
+# %% ../../nbs/contrast/sums.ipynb #93c0109d
+@torch.library.custom_op(f"{namespace(__name__)}::class_sums_backward", mutates_args=())
+def class_gradient(g:Tensor, logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None,
+                   probs:Tensor|None, offset:Tensor|None, own_offset:Tensor|None, log_eta:Tensor|None,
+                   exponents:list[float], scale:float)->Tensor:
+    "The gradient where only the backward pass knows what a row counts: by the kernel."
+    from softnce.contrast import triton_sums
+    return triton_sums.class_gradient(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents,
+                                      scale, g)
+
+@class_gradient.register_fake
+def _(g, logits, *rest): return empty_gradient(logits)
+
 # %% ../../nbs/contrast/sums.ipynb #93c0109e
-@differentiable(class_sums_reference)
+@differentiable(class_sums_reference, late=class_gradient)
 def class_sums_op(logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None, probs:Tensor|None,
                   offset:Tensor|None, own_offset:Tensor|None, log_eta:Tensor|None, exponents:list[float], scale:float,
                   with_grad:bool)->tuple[Tensor, Tensor]:
-    run = kernels.class_sums if (kernels := triton_for(logits)) else class_sums_torch
-    return run(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, with_grad)
+    inputs = logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale
+    if kernels := triton_for(logits): return kernels.class_sums(*inputs), logits.new_empty(0)
+    return class_sums_torch(*inputs, with_grad)
 
 # %% ../../nbs/contrast/sums.ipynb #ef5e7eef
 def class_sums(logits:Tensor,          # `(N, K)`

@@ -30,23 +30,25 @@ from torch import Tensor
 
 from softnce.contrast.layout import by_class, empty_gradient, in_full
 from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, own_of_row,
-                                            precision, row_options, scores_at)
+                                            precision, row_at, row_options, scores_at)
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #b7c53c49
 @triton.jit
 def rows_kernel(L, LOG_ETA, IDS, W, SHARE, LARGEST, BEST, MEAN, OWN, K, stride, w_stride, scale:tl.float64,
-                S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+                S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr,
+                BLOCK:tl.constexpr):
     "Of a row: largest logit, largest and mean score (where there is memory for them), and own score."
     i, K, scale = tl.program_id(0).to(tl.int64), K*ALIGN, exactly(scale, DTYPE)
-    row, end = L + i*stride*ALIGN, BLOCK if ONE else K
-    top = largest_of_row(row, K, end, DTYPE, BLOCK)
+    first, end = L + i*stride*ALIGN, BLOCK if ONE else K + (WIDE - 1)
+    row, before = row_at(L, i*stride*ALIGN, WIDE)
+    top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
     best, total = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
     if BEST is not None or MEAN is not None:
         for start in range(0, end, BLOCK):
-            _, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+            _, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
             best = tl.maximum(best, tl.max(tl.where(there, s, float('-inf')), 0))
             total += tl.sum(tl.where(there, s, 0.), 0)
-    own = own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+    own = own_of_row(first, i, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
     if SHARE is not None: own += tl.load(SHARE + i)*(total/K)
     tl.store(LARGEST + i, top)
     if BEST is not None: tl.store(BEST + i, best)

@@ -51,20 +51,37 @@ def scores_at(l, k, there, top, scale, LOG_ETA, DTYPE:tl.constexpr):
     return s
 
 @triton.jit
-def largest_of_row(row, K, end, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
+def row_at(X, begin, WIDE:tl.constexpr):
+    "Where 16 bytes begin that hold a row's first number, and how many numbers of them are before it."
+    if WIDE == 1: return X + begin, 0
+    return X + begin//WIDE*WIDE, (begin % WIDE).to(tl.int32)
+
+@triton.jit
+def row_part(row, before, start, K, WIDE:tl.constexpr, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
+    "A block of columns, which of them are the row's, and their numbers: -inf for others."
+    j = start + tl.arange(0, BLOCK)
+    if WIDE == 1: return j, j < K, tl.load(row + j, mask=j < K, other=float('-inf')).to(DTYPE)
+    # whole groups of WIDE numbers are loaded: what is beside the row lies in the same 16 bytes as one of its numbers
+    l = tl.load(row + j, mask=j//WIDE < tl.cdiv(before + K, WIDE), other=float('-inf')).to(DTYPE)
+    k = j - before
+    there = (k >= 0) & (k < K)
+    return k, there, tl.where(there, l, float('-inf'))
+
+@triton.jit
+def largest_of_row(row, before, K, end, WIDE:tl.constexpr, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
     "The largest logit of a row; 0 if every class is masked."
     top = tl.full((), float('-inf'), DTYPE)
     for start in range(0, end, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        top = tl.maximum(top, tl.max(tl.load(row + k, mask=k < K, other=float('-inf')).to(DTYPE), 0))
+        _, _, l = row_part(row, before, start, K, WIDE, DTYPE, BLOCK)
+        top = tl.maximum(top, tl.max(l, 0))
     return tl.where(top == float('-inf'), 0., top)
 
 @triton.jit
-def block_scores(row, start, K, top, scale, LOG_ETA, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
+def block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE:tl.constexpr, DTYPE:tl.constexpr,
+                 BLOCK:tl.constexpr):
     "A block of classes, which exist, and their scores."
-    k = start + tl.arange(0, BLOCK)
-    l = tl.load(row + k, mask=k < K, other=float('-inf'))
-    return k, k < K, scores_at(l, k, k < K, top, scale, LOG_ETA, DTYPE)
+    k, there, l = row_part(row, before, start, K, WIDE, DTYPE, BLOCK)
+    return k, there, scores_at(l, k, there, top, scale, LOG_ETA, DTYPE)
 
 @triton.jit
 def own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DTYPE:tl.constexpr):
@@ -79,17 +96,24 @@ def own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DT
 def masked(own): return tl.where(own < -1e20, float('-inf'), own)  # as `layout.masked`
 
 # %% ../../nbs/contrast/triton_common.ipynb #87b86d9d
-ONE_BLOCK = {4: 2**14, 8: 2**12}             # by bytes of a number: what 1024 (512) threads hold; twice as many spill
-NEXT_BLOCKS = {4: (2**12, 8), 8: (2**11, 16)} # numbers and warps for longer rows: the least spills of those compiled
+ONE_BLOCK = {4: 2**14, 8: 2**11}     # by bytes of a number: what one program holds; twice as many spill
+OF_CLUSTER = {4: 2**13, 8: 2**11}    # the same for each program of a cluster, which has less room
+NEXT_BLOCKS = {4: 2**11, 8: 2**10}   # numbers of longer rows for 8 warps: the largest that nowhere spill
+LARGEST_CLUSTER = 8  # programs: more are not portable
 
-def row_block(width:int,    # numbers in a row
-              itemsize:int, # bytes of one in the precision of computation
-              part:int=1,   # of a kernel that needs as many times the registers of the others
-             )->tuple:      # numbers a program holds at once, and its warps
-    "All of a row with 8 numbers a thread (16 for the longest), or a block of it."
-    if width > ONE_BLOCK[itemsize]//part: return NEXT_BLOCKS[itemsize]
-    block = triton.next_power_of_2(width)
-    return block, max(1, min(32, block//256))
+def has_clusters(x): return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+def row_block(width:int,     # numbers in a row
+              itemsize:int,  # bytes of one in the precision of computation
+              part:int=1,    # of a kernel that needs as many times the registers of the others
+              clusters:bool=False, # whether the card has them
+             )->tuple:       # numbers a program holds at once, its warps, and programs of a cluster
+    "All of a row with 8 numbers a thread (4 of two parts, 16 for the longest), alone or in a cluster; or a block of it."
+    block, one = triton.next_power_of_2(width), ONE_BLOCK[itemsize]//part
+    if block <= one: return block, max(1, min(32, part*block//256)), 1
+    held = min(OF_CLUSTER[itemsize], one)
+    if clusters and block <= LARGEST_CLUSTER*held: return block, min(32, part*held//256), block//held
+    return NEXT_BLOCKS[itemsize], 8, 1
 
 def alignment(*widths): return min(16, *(w & -w for w in widths))  # the largest power of two, up to 16, in all of them
 
@@ -99,14 +123,22 @@ def by_row(x): return x if x is None or x.stride(1) == 1 else x.contiguous()
 
 def stored(x): return None if x is None else x.contiguous()
 
+def numbers_in_16_bytes(x, align):
+    "Of rows that do not begin where 16 bytes do, in memory that does; else 1."
+    wide = 16//x.element_size()
+    return wide if align < wide and (x.is_meta or x.data_ptr() % 16 == 0) else 1
+
 def row_options(x:Tensor,    # `(n, width)` of any row stride
                 part:int=1,  # as for `row_block`
                )->dict:      # constants of a launch
     "What a kernel of a row is compiled for."
-    width = x.shape[1]
-    block, warps = row_block(width, in_full(x.dtype).itemsize, part)
-    return dict(DTYPE=precision(x), ALIGN=alignment(width, x.stride(0)), ONE=width <= block, BLOCK=block,
-                num_warps=warps)
+    align = alignment(x.shape[1], x.stride(0))
+    wide = numbers_in_16_bytes(x, align)
+    width = x.shape[1] + wide - 1  # with what may be before it
+    block, warps, programs = row_block(width, in_full(x.dtype).itemsize, part, has_clusters(x))
+    registers = min(255, 2**16//(32*warps))  # a thread's, all: else the assembler spills some for one program more
+    return dict(DTYPE=precision(x), ALIGN=align, WIDE=wide, ONE=width <= block, BLOCK=block, num_warps=warps,
+                num_ctas=programs, maxnreg=registers)
 
 # %% ../../nbs/contrast/triton_common.ipynb #9096e718
 def on_its_device(call):

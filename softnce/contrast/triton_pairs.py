@@ -149,7 +149,8 @@ def again_kernel(L, LOG_ETA, IDS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, OWN, Z,
             tl.store(GRAD + k.to(tl.int64)*grad_stride + i, scale*g, mask=k < K)
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #b7b04c29
-PAIR_BLOCKS = dict(BLOCK_N=64, BLOCK_K=64, BLOCK_J=16, num_warps=8)  # the largest without spills, 16 sums a thread
+# the largest without spills, 16 sums a thread; all registers, or the assembler spills some for a second program
+PAIR_BLOCKS = dict(BLOCK_N=64, BLOCK_K=64, BLOCK_J=16, num_warps=8, maxnreg=255)
 
 def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch, memory, z, half, gradient):
     "One of the two products: the first without `z`, which it computes into `memory`, the second with it."

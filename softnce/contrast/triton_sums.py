@@ -32,7 +32,7 @@ import triton.language as tl
 
 from softnce.contrast.layout import FAR, empty_gradient, in_full
 from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, on_its_device,
-                                            online, own_of_row, row_options, scores_at, stored)
+                                            online, own_of_row, row_at, row_options, row_part, scores_at, stored)
 from softnce.contrast.triton_pairs import sparse_sums as sparse_sums  # the sums ask this page for all kernels
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
@@ -55,46 +55,51 @@ def own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S:tl.constexpr, DTYPE:t
 
 # %% ../../nbs/contrast/triton_sums.ipynb #0007e64a
 @triton.jit
-def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, TOTAL, GRAD, K, stride, w_stride, next_offset,
-                 scale:tl.float64, t1:tl.float64, t2:tl.float64, S:tl.constexpr, TWO:tl.constexpr, DTYPE:tl.constexpr,
-                 ALIGN:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
-    "Sum and gradient of a row. `K` and `stride` are in units of `ALIGN`, so that loads can be wide; ONE: one block."
+def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, FACTOR, TOTAL, GRAD, K, stride, w_stride,
+                 next_offset, scale:tl.float64, t1:tl.float64, t2:tl.float64, S:tl.constexpr, TWO:tl.constexpr,
+                 DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    "Sum, or gradient, of a row. `K` and `stride` are in units of `ALIGN`, so that loads can be wide; ONE: one block."
     i, K = tl.program_id(0).to(tl.int64), K*ALIGN
-    row, end = L + i*stride*ALIGN, BLOCK if ONE else K
+    first, end = L + i*stride*ALIGN, BLOCK if ONE else K + (WIDE - 1)
+    row, before = row_at(L, i*stride*ALIGN, WIDE)
     scale, t1, t2 = exactly(scale, DTYPE), exactly(t1, DTYPE), exactly(t2, DTYPE)
-    top = largest_of_row(row, K, end, DTYPE, BLOCK)
+    top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
     top1, z1 = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
     top2, z2 = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
     sum_s, own = tl.full((), 0., DTYPE), tl.full((), 0., DTYPE)
     for start in range(0, end, BLOCK):
-        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
-        if SHARE is not None: sum_s += tl.sum(tl.where(there, s, 0.), 0)
-        if PROBS is not None: own += tl.sum(tl.load(PROBS + i*K + k, mask=there, other=0.)*s, 0)
+        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
+        if TOTAL is not None:
+            if SHARE is not None: sum_s += tl.sum(tl.where(there, s, 0.), 0)
+            if PROBS is not None: own += tl.sum(tl.load(PROBS + i*K + k, mask=there, other=0.)*tl.where(there, s, 0.), 0)
         top1, z1 = online(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S), top1, z1)
         if TWO: top2, z2 = online(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S), top2, z2)
-    if PROBS is None: own = own_of_row(row, i, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
     share = tl.full((), 0., DTYPE)
     if SHARE is not None: share = tl.load(SHARE + i)/K
+    if TOTAL is not None:
+        if PROBS is None: own = own_of_row(first, i, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+        total = top1 + tl.log(z1) - masked(own + share*sum_s)
+        if TWO: total += top2 + tl.log(z2)
+        tl.store(TOTAL + i, total)
     if GRAD is not None:
+        factor = scale
+        if FACTOR is not None: factor *= tl.load(FACTOR + i)
         for start in range(0, end, BLOCK):
-            k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+            k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
             g = t1*tl.exp(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S) - top1)/z1 - share
             if TWO: g += t2*tl.exp(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S) - top2)/z2
             g -= own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S, DTYPE)
-            tl.store(GRAD + i*K + k, scale*g, mask=there)
-    total = top1 + tl.log(z1) - masked(own + share*sum_s)
-    if TWO: total += top2 + tl.log(z2)
-    tl.store(TOTAL + i, total)
+            tl.store(GRAD + i*K + k, factor*g, mask=there)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #f566016c
-@on_its_device
-def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, with_grad):
-    "Sums and gradient as `class_sums_torch` of `softnce.contrast.sums`. ValueError for more than two exponents."
-    (n, K), full = logits.shape, in_full(logits.dtype)
+def launch_classes(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, factor, total,
+                   gradient):
+    "Sums into `total`, or the gradient into `gradient`, where they are given. ValueError for more than two exponents."
     if len(exponents) not in (1, 2): raise ValueError(f"exponents must be one or two, got {len(exponents)}")
-    logits, weights, options = by_row(logits), by_row(weights), row_options(by_row(logits))
-    total, gradient = logits.new_empty(n, dtype=full), empty_gradient(logits) if with_grad else logits.new_empty(0)
-    class_kernel[(n,)](
+    two = len(exponents) == 2
+    logits, weights = by_row(logits), by_row(weights)
+    options = row_options(logits, part=2 if two else 1)
+    class_kernel[(logits.shape[0],)](
         logits,
         log_eta,
         stored(ids),
@@ -103,19 +108,34 @@ def class_sums(logits, ids, weights, share, probs, offset, own_offset, log_eta, 
         stored(probs),
         stored(offset),
         stored(own_offset),
+        factor,
         total,
-        gradient if with_grad else None,
-        K//options['ALIGN'],
+        gradient,
+        logits.shape[1]//options['ALIGN'],
         logits.stride(0)//options['ALIGN'],
         0 if weights is None else weights.stride(0),
-        K if offset is not None and offset.shape[0] > 1 else 0,
+        logits.shape[1] if offset is not None and offset.shape[0] > 1 else 0,
         scale,
         exponents[0],
         exponents[-1],
         S=0 if ids is None else ids.shape[1],
-        TWO=len(exponents) == 2,
+        TWO=two,
         **options)
-    return total, gradient
+
+@on_its_device
+def class_sums(logits, *others):
+    "Sums as `class_sums_torch` of `softnce.contrast.sums`, whose arguments but the last it has; no gradient."
+    total = logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
+    launch_classes(logits, *others, None, total, None)
+    return total
+
+@on_its_device
+def class_gradient(logits, *others):
+    "The gradient of the rows' sums; the last argument is what each counts `(N,)`."
+    *others, factor = others
+    gradient = empty_gradient(logits)
+    launch_classes(logits, *others, factor.contiguous(), None, gradient)
+    return gradient
 
 # %% ../../nbs/contrast/triton_sums.ipynb #07e495fd
 MOST = tl.constexpr(FAR)  # of one class's term: such a term is that of a masked class
@@ -136,12 +156,12 @@ def spread_of(k, there, i, share, K, PROBS):
     return tl.where(there, share/K, 0.)
 
 @triton.jit
-def noise_of_row(row, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, DTYPE:tl.constexpr,
-                 BLOCK:tl.constexpr):
+def noise_of_row(row, before, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, WIDE:tl.constexpr,
+                 DTYPE:tl.constexpr, BLOCK:tl.constexpr):
     "Largest score of a row's noise labels, the first class that has it, and the sum."
     best, z, at = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE), tl.full((), 0, tl.int32)
     for start in range(0, end, BLOCK):
-        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
         x = inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1)
         high = tl.max(x, 0)
         at = tl.where(high > best, tl.min(tl.where(x == high, k, K), 0), at)
@@ -174,19 +194,21 @@ def own_pull_of(k, row, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.co
 # %% ../../nbs/contrast/triton_sums.ipynb #e81b451e
 @triton.jit
 def expected_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, LABEL, LABEL_OFFSET, TOTAL, GRAD, K, stride, w_stride,
-                    scale:tl.float64, S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, ONE:tl.constexpr,
-                    BLOCK:tl.constexpr):
+                    scale:tl.float64, S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr,
+                    ONE:tl.constexpr, BLOCK:tl.constexpr):
     "Loss and gradient of a row."
     i, K, scale = tl.program_id(0).to(tl.int64), K*ALIGN, exactly(scale, DTYPE)
-    row, end, share = L + i*stride*ALIGN, BLOCK if ONE else K, tl.full((), 0., DTYPE)
+    first, end, share = L + i*stride*ALIGN, BLOCK if ONE else K + (WIDE - 1), tl.full((), 0., DTYPE)
+    row, before = row_at(L, i*stride*ALIGN, WIDE)
     if SHARE is not None: share = tl.load(SHARE + i)
-    top = largest_of_row(row, K, end, DTYPE, BLOCK)
-    best, at, z = noise_of_row(row, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, DTYPE, BLOCK)
+    top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
+    best, at, z = noise_of_row(row, before, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, WIDE, DTYPE,
+                               BLOCK)
     log_z = tl.maximum(best + tl.log(z), FLOOR/10)  # above a masked class, also without noise
-    loss, at_top, rest = own_pulls(row, i, at, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+    loss, at_top, rest = own_pulls(first, i, at, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
     others = tl.full((), 0., DTYPE)
     for start in range(0, end, BLOCK):
-        k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
         p, term = pull(spread_of(k, there, i, share, K, PROBS), s, log_z)
         loss, at_top = loss + tl.sum(tl.where(there, term, 0.), 0), at_top + tl.sum(tl.where(k == at, p, 0.), 0)
         rest += tl.sum(tl.where(there & (k != at), p, 0.), 0)
@@ -194,10 +216,10 @@ def expected_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, LABEL, LABEL_OFFSE
         others += tl.sum(tl.where(k == at, 0., q), 0)
     if GRAD is not None:
         for start in range(0, end, BLOCK):
-            k, there, s = block_scores(row, start, K, top, scale, LOG_ETA, DTYPE, BLOCK)
+            k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
             q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1) - best)/z
             g = q*(at_top + rest) - pull(spread_of(k, there, i, share, K, PROBS), s, log_z)[0]
-            g -= own_pull_of(k, row, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+            g -= own_pull_of(k, first, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
             tl.store(GRAD + i*K + k, scale*tl.where(k == at, q*rest - at_top*others, g), mask=there)
     tl.store(TOTAL + i, tl.where(loss > 1e20, float('inf'), loss))
 
@@ -230,26 +252,25 @@ def expected_sums(logits, ids, weights, share, probs, offset, label, label_offse
 
 # %% ../../nbs/contrast/triton_sums.ipynb #727b780a
 @triton.jit(do_not_specialize=['M', 'start'])
-def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, ONE:tl.constexpr,
-                   BLOCK:tl.constexpr):
+def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr,
+                   ONE:tl.constexpr, BLOCK:tl.constexpr):
     "Sum of a row of a block without its own candidate, `start` + row; the row becomes its probabilities, and -1 there."
     i, M = tl.program_id(0).to(tl.int64), M*ALIGN
-    row, end = U + i*M, BLOCK if ONE else M
+    first, end = U + i*M, BLOCK if ONE else M + (WIDE - 1)
+    row, before = row_at(U, i*M, WIDE)
     own = tl.full((), 0., DTYPE)
-    if HAS_OWN: own = masked(tl.load(row + start + i))
+    if HAS_OWN: own = masked(tl.load(first + start + i))
     top, z = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
-    for first in range(0, end, BLOCK):
-        m = first + tl.arange(0, BLOCK)
-        u = tl.load(row + m, mask=m < M, other=float('-inf'))
+    for at in range(0, end, BLOCK):
+        m, there, u = row_part(row, before, at, M, WIDE, DTYPE, BLOCK)
         if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
         top, z = online(u, top, z)
-    for first in range(0, end, BLOCK):
-        m = first + tl.arange(0, BLOCK)
-        u = tl.load(row + m, mask=m < M, other=float('-inf'))
+    for at in range(0, end, BLOCK):
+        m, there, u = row_part(row, before, at, M, WIDE, DTYPE, BLOCK)
         if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
         p = tl.exp(u - top)/z
         if HAS_OWN: p = tl.where(m == start + i, -1., p)
-        tl.store(row + m, p, mask=m < M)
+        tl.store(first + m, p, mask=there)
     tl.store(TOTAL + i, tl.log(z) + (top - own))
 
 # %% ../../nbs/contrast/triton_sums.ipynb #ed2ecf9a

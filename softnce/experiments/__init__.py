@@ -9,6 +9,7 @@ __all__ = []
 __doc__ = """What the experiments need and no other part of the library does.
 
 gmm, gmm_fit, gmm_study               the toy problem of section 3.1, its fits, and the grid of them (experiment gmm)
+gmm_alternatives                      what section A.1 leaves open, each way of filling it in trained to its end
 imbalance                             what a noise distribution decides where classes are rare (experiment imbalance)
 small_batches                         batches of fewer rows than classes (experiment noise_samples)
 bench_forms, bench_measure, bench     what is timed, how, and on which sizes (experiment benchmark)
@@ -26,5 +27,5 @@ from softnce import _lazy
 
 # %% ../../nbs/experiments/code/index.ipynb #9d8c0005
 globals().pop("__all__", None)  # the names are those of the modules; a notebook has none
-__getattr__, __dir__ = _lazy("softnce.experiments", "gmm", "gmm_fit", "gmm_study", "imbalance", "small_batches",
-                             "bench_forms", "bench_measure", "bench")
+__getattr__, __dir__ = _lazy("softnce.experiments", "gmm", "gmm_fit", "gmm_study", "gmm_alternatives",
+                             "imbalance", "small_batches", "bench_forms", "bench_measure", "bench")

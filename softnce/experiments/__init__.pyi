@@ -12,6 +12,15 @@ from .gmm_study import GMM_ERRORS as GMM_ERRORS
 from .gmm_study import GMM_KEY as GMM_KEY
 from .gmm_study import run_jobs as run_jobs
 from .gmm_study import settings_grid as settings_grid
+from . import gmm_alternatives as gmm_alternatives
+from .gmm_alternatives import GMM_READINGS as GMM_READINGS
+from .gmm_alternatives import GMM_SWEEP_KEY as GMM_SWEEP_KEY
+from .gmm_alternatives import gmm_measures as gmm_measures
+from .gmm_alternatives import gmm_reading as gmm_reading
+from .gmm_alternatives import gmm_sweep_jobs as gmm_sweep_jobs
+from .gmm_alternatives import gmm_sweep_rows as gmm_sweep_rows
+from .gmm_alternatives import stopped as stopped
+from .gmm_alternatives import training_paths as training_paths
 from . import imbalance as imbalance
 from .imbalance import posterior as posterior
 from . import small_batches as small_batches

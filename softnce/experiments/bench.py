@@ -20,7 +20,7 @@ foreseen to take too long, has rows that say so.
 """
 
 # %% ../../nbs/experiments/code/bench.ipynb #d985b9f5
-import csv, gc, hashlib, os, platform, re
+import csv, gc, hashlib, os, platform, re, time
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 import softnce
-from .bench_forms import PROVIDERS, Problem, Provider, available, count
+from .bench_forms import PROVIDERS, Problem, Provider, available, count, missing
 from .bench_measure import MODES, failure_noted, measure
 
 # %% ../../nbs/experiments/code/bench.ipynb #945e454d
@@ -151,6 +151,13 @@ def measure_size(problem:Problem,
         out += [dict(common, provider=n, mode=mode, **found[n]) for n in names]
     return out
 
+# %% ../../nbs/experiments/code/bench.ipynb #9d6c0006
+def not_installed(problem, modes, env):
+    "Rows that say which providers of this device could not be measured, as they are not installed."
+    common = dict(_size(problem), date=f'{datetime.now(timezone.utc):%F}', **env)
+    return [dict(common, provider=name, mode=mode, status=f'skipped: {PROVIDERS[name].module} is not installed')
+            for name in missing(problem.device, problem.d > 0) for mode in modes]
+
 # %% ../../nbs/experiments/code/bench.ipynb #d3f5a071
 def complete(path, problem:Problem, names, modes, env:dict)->bool:
     "Whether the ledger has all these rows, from this card with these versions."
@@ -161,18 +168,21 @@ def complete(path, problem:Problem, names, modes, env:dict)->bool:
 # %% ../../nbs/experiments/code/bench.ipynb #6e7c7764
 def fill_ledger(problems:list,  # of `Problem`, small ones first; each is dropped when it is done
                 path:Any,       # the ledger
-                modes:tuple=MODES,
+                modes:tuple=MODES, # what is timed
                 fresh:bool=False, # measure again what the ledger has
                 timer:str='events', # as for `environment`
-                **how:Any)->None: # `budget`, `limit`, `rounds`, `seconds`
+                until:float=float('inf'), # of `time.monotonic`: no size is begun from then on
+                **how:Any)->bool: # how: `budget`, `limit`, `rounds`, `seconds`; return: whether all sizes are there
     "Measure all available providers at each size, and write the rows size by size; complete sizes are skipped."
     last = {}
     for i, p in enumerate(problems):
         env, names = environment(p.device, timer), available(p.device, p.d > 0)
         done = not fresh and complete(path, p, names, modes, env)
-        if not done: add_rows(path, measure_size(p, names, env, last, modes, **how))
+        if not done and time.monotonic() >= until: return False
+        if not done: add_rows(path, measure_size(p, names, env, last, modes, **how) + not_installed(p, modes, env))
         size = f"N {p.N}  M {p.M}  K {p.K}{f'  d {p.d}' if p.d else ''}"
         print(f"{i+1:2}/{len(problems)}  {size}  {'in the ledger' if done else f'{len(names)} providers'}", flush=True)
         problems[i] = p = None  # its tensors make room for the next size
         gc.collect()
         if env['device'] == 'cuda': torch.cuda.empty_cache()
+    return True

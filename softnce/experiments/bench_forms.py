@@ -46,14 +46,15 @@ class Problem:
     M:int                     # candidates, the N rows among them
     K:int                     # classes
     d:int = 0                 # width of the embeddings of a linear head
-    device:str = 'cpu'
-    dtype:torch.dtype = torch.float32
+    device:str = 'cpu'        # where they are made
+    dtype:torch.dtype = torch.float32 # of logits, embeddings and weight
     lam:float = .3            # of the mixed targets
     epsilon:float = .1        # their smoothing
-    def stream(self, seed:int)->dict: # each input has a seed of its own
+    def stream(self, seed:int)->dict: # seed: each input has its own; return: arguments of torch's functions
         return dict(generator=torch.Generator(self.device).manual_seed(seed), device=self.device)
-    def normal(self, seed:int, *shape:int)->Tensor: return torch.randn(shape, dtype=self.dtype, **self.stream(seed))
-    def accurate(self, x:Tensor)->Tensor: # probabilities are fp32 beside bf16
+    def normal(self, seed:int, *shape:int)->Tensor: # seed: of the input; shape: its; return: normal draws
+        return torch.randn(shape, dtype=self.dtype, **self.stream(seed))
+    def accurate(self, x:Tensor)->Tensor: # x: probabilities; return: in fp32 beside bf16
         return x if self.dtype == torch.float64 else x.float()
     @cached_property
     def ids(self)->Tensor: return torch.randint(self.K, (self.M,), **self.stream(0))
@@ -141,6 +142,9 @@ def tf32_products():
 # %% ../../nbs/experiments/code/bench_forms.ipynb #d24e3aba
 def _cross_entropy(p): return partial(F.cross_entropy, p.logits, p.labels)
 def _soft_cross_entropy(p): return partial(F.cross_entropy, p.logits, p.dense_targets[:p.N])
+def _quack(p):
+    from quack.cross_entropy import cross_entropy
+    return partial(cross_entropy, p.logits, p.labels, reduction='mean')
 def _timm(p):
     from timm.loss import SoftTargetCrossEntropy
     return partial(SoftTargetCrossEntropy(), p.logits, p.dense_targets[:p.N])
@@ -162,6 +166,7 @@ PROVIDERS = {
     'cross-entropy, class ids': Provider(_cross_entropy, dict(NK=4), _PER_CLASS),
     'cross-entropy, probabilities': Provider(_soft_cross_entropy, _SOFT, _PER_CLASS),
     'timm SoftTargetCrossEntropy': Provider(_timm, _SOFT, _PER_CLASS, module='timm'),
+    'quack cross_entropy, class ids': Provider(_quack, dict(NK=4), _PER_CLASS, module='quack', needs_cuda=True),
     'published form': Provider(_published, dict(NMK=1, NK=3, MK=1), _PRODUCTS),
     'matmul': Provider(_matmul, _MATMUL, _PRODUCTS),
     'matmul, compiled': Provider(_compiled, _MATMUL, _PRODUCTS),
@@ -216,6 +221,12 @@ def _cut(p, impl='cce'):
 def _liger(p):
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
     return partial(liger_fused_linear_cross_entropy, p.embeddings, p.weight, p.labels)
+def _liger_kl(p):
+    from liger_kernel.transformers.functional import liger_fused_linear_kl_div
+    return partial(liger_fused_linear_kl_div, p.embeddings, p.weight, p.dense_targets[:p.N])
+def _linear_quack(p):
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+    return partial(chunked_linear_cross_entropy, p.embeddings, p.weight, p.labels, reduction='mean')
 def _linear_ce(p, targets=_labels):
     return partial(linear_soft_target_cross_entropy, p.embeddings, p.weight, targets(p))
 def _linear_closed(p):
@@ -252,6 +263,9 @@ PROVIDERS |= {
     'linear, cut-cross-entropy, compiled': Provider(partial(_cut, impl='torch_compile'), _LOGITS, _EVERY_CLASS, True,
                                                     'cut_cross_entropy'),
     'linear, Liger': Provider(_liger, _TABLES, _EVERY_CLASS, True, 'liger_kernel', needs_cuda=True),
+    'linear, Liger, KL, probabilities': Provider(_liger_kl, _BLOCKED, _EVERY_CLASS, True, 'liger_kernel',
+                                                 needs_cuda=True),
+    'linear, quack': Provider(_linear_quack, _TABLES, _EVERY_CLASS, True, 'quack', needs_cuda=True),
     **_CHUNKED, **_OURS_LINEAR_CE, **_OURS_LINEAR, **_without_triton(_OURS_LINEAR),
     'linear, ours, one lam, sparse gradient': _SPARSE}
 
@@ -260,5 +274,12 @@ def available(device='cpu',  # 'cpu' | 'cuda'
               linear=False,  # those from embeddings and a weight, or those from logits
              )->list:        # names, in the order of PROVIDERS
     "Providers that can run on this device."
-    def runs(provider): return (device == 'cuda' or not provider.needs_cuda) and util.find_spec(provider.module)
-    return [name for name, provider in PROVIDERS.items() if provider.linear == linear and runs(provider)]
+    return [name for name in _for_device(device, linear) if util.find_spec(PROVIDERS[name].module)]
+
+def _for_device(device, linear):
+    "All that a device could run."
+    return [n for n, p in PROVIDERS.items() if p.linear == linear and (device == 'cuda' or not p.needs_cuda)]
+
+def missing(device='cpu', linear=False)->list: # as for `available`
+    "Providers that could run on this device, but are not installed."
+    return [name for name in _for_device(device, linear) if not util.find_spec(PROVIDERS[name].module)]

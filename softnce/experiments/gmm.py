@@ -143,7 +143,7 @@ class ToyData:
 
 # %% ../../nbs/experiments/code/gmm.ipynb #9d0c0007
 def toy_data(alignment:float,          # percent
-             seed:int=0,
+             seed:int=0,               # of all draws
              construction:str='spherical', # one of CONSTRUCTIONS
              num_classes:int=20,       # K = d
              num_points:int=1600,      # as in the paper

@@ -105,7 +105,7 @@ class Setting:
     @property
     def decays(self)->bool: return self.schedule.startswith('cosine')
 
-    def lr(self, epoch:int, decay:Any)->float:
+    def lr(self, epoch:int, decay:Any)->float: # epoch: from 0; decay: epochs until zero
         "Learning rate in an epoch: constant, or half a cosine down to zero over `decay` epochs."
         return float(self.schedule.split()[1])*(.5*(1 + math.cos(math.pi*epoch/decay)) if self.decays else 1.)
 

@@ -38,7 +38,7 @@ from .gmm_fit import NOISES, SCHEDULES, Setting, fit_gmm, noise_distribution, no
 # %% ../../nbs/experiments/code/gmm_study.ipynb #9d2c0007
 def settings_grid(noises:tuple=NOISES,                               # noise distributions of InfoNCE
                   candidates:tuple=('in-batch', '2', '8', '64', '1023'), # 'in-batch', or numbers of drawn noise labels
-                  schedules:tuple=SCHEDULES,
+                  schedules:tuple=SCHEDULES,                       # of the learning rate
                  )->list:                                          # of `Setting`
     "NLL, and InfoNCE with every noise distribution and source of candidates, at every schedule."
     pairs = [('NLL', '', '')] + [('InfoNCE', n, c) for c in candidates for n in noises]
@@ -107,7 +107,7 @@ def run_jobs(jobs:list,     # dicts of run_job's arguments
              log:Any,       # called with every finished row, in this process
              done:Any=(),   # rows already there: their settings are skipped
              workers:int=1, # processes of one thread each
-             **how:Any)->Any: # for every job
+             **how:Any)->Any: # how: more arguments for every job
     "Run jobs in order, several at a time, and hand over rows as they finish; a second call with `done` resumes."
     def log_all(rows):
         for row in rows: log(row)

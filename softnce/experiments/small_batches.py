@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL_SOURCES', 'BatchSetting', 'train_stack', 'cell_rows', 'shrinkage']
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #abfefe1a
+# %% ../../nbs/experiments/code/small_batches.ipynb #c05696d7
 __doc__ = """Batches of N rows against K classes, from N/K of a tenth on: the trainings of the page noise_samples.
 
 Trainings that differ in seed and learning rate are one stack: their weights `(S, P)`, a batch of each, and the loss of
@@ -23,10 +23,9 @@ mixed by a lambda of their own, Beta(.8, .8), and smoothed. `shrinkage` is what 
 0.75
 """
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #81355dbf
+# %% ../../nbs/experiments/code/small_batches.ipynb #ebef9c18
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +38,12 @@ from ..losses import soft_target_cross_entropy, soft_target_info_nce
 from ..noise import ClosedForm, NoiseSource, empirical_noise
 from .gmm_fit import StackedAdam, noise_counts
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #4ad33309
+# %% ../../nbs/experiments/code/small_batches.ipynb #13f513f3
 SMALL_SOURCES = ('ce', 'in_batch', 'averaged', 'queue', 'fresh', 'closed_form')
 _BETA = .8      # of MixUp, as in the paper
 _SMOOTHING = .1 # as in the paper
 _DRAWS = 16     # of 'averaged', at each step: a sixteenth of the variance is left
+_AHEAD = 50     # steps whose noise targets 'fresh' draws at once: many small draws take longer than the training
 _NOISE_SIZE = 256 # of 'queue' and 'fresh': about 26 a class, so that their own K/M is .04
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class BatchSetting:
     "What the trainings of a stack share. Raises ValueError for what cannot be meant."
     source:str           # one of SMALL_SOURCES
     batch_size:int       # N
-    steps:int
+    steps:int            # of every training
     targets:str='mixed'  # 'mixed', or 'labels' of plain images
     norm:bool=False      # batch normalisation of the hidden layer
 
@@ -64,14 +64,14 @@ class BatchSetting:
         if self.batch_size < least: raise ValueError(f"batch_size must be at least {least}, got {self.batch_size}")
         if self.steps < 1: raise ValueError(f"steps must be at least 1, got {self.steps}")
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #3f91b2ab
+# %% ../../nbs/experiments/code/small_batches.ipynb #9a4cb597
 def mixture(first, second, lams, num_classes, epsilon): # targets `(..., K)`
     "Mixtures of two labels, smoothed."
     a, b = (one_hot(y, num_classes).to(lams) for y in (first, second))
     return (1-epsilon)*(lams[..., None]*a + (1-lams[..., None])*b) + epsilon/num_classes
 
 def lambda_nodes(beta:float=_BETA, # of Beta(beta, beta)
-                 count:int=8,      # nodes of equal weight
+                 count:int=4,      # nodes of equal weight: within .01 nats of the whole law, below
                 )->list:           # in [.5, 1]: lambda and 1 - lambda mix alike
     "Midpoints of equal shares of the law of max(lambda, 1 - lambda)."
     from scipy.stats import beta as law
@@ -82,7 +82,7 @@ class DrawnNoise(NoiseSource):
     def __init__(self, targets): self.targets = targets
     def draw(self, noise_probs): return self.targets
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #530676fd
+# %% ../../nbs/experiments/code/small_batches.ipynb #c36076d8
 def closed_form(logits, targets, eta, epsilon, lams): # `(N,)`
     "Soft target InfoNCE against infinitely many noise targets whose lambda has a law."
     def at(lam): return soft_target_info_nce(logits, targets, noise_probs=eta, reduction='none',
@@ -97,7 +97,7 @@ def loss_of(source, logits, targets, noise, eta, epsilon, lams): # mean over the
     if source == 'fresh': return against(DrawnNoise(noise))
     return vmap(lambda drawn: against(DrawnNoise(drawn)))(noise).mean() # 'averaged'
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #869f54d2
+# %% ../../nbs/experiments/code/small_batches.ipynb #0b99da23
 class Stream:
     "Rows, partners and weights of every step, and noise targets: one generator a seed, alike for all sources."
     def __init__(self, setting, labels, num_classes, seed):
@@ -126,12 +126,16 @@ class Stream:
     def noise(self, step): # what the source needs beside the batch
         source, N = self.setting.source, self.setting.batch_size
         if source == 'queue': return self.targets[max(0, step*N - _NOISE_SIZE):step*N]
-        shape = dict(fresh=(_NOISE_SIZE,), averaged=(_DRAWS, N-1)).get(source)
-        if shape is None: return torch.empty(0)
+        if source == 'averaged': return self._drawn((_DRAWS, N-1))
+        if source != 'fresh': return torch.empty(0)
+        if step % _AHEAD == 0: self.ahead = self._drawn((_AHEAD, _NOISE_SIZE))
+        return self.ahead[step % _AHEAD]
+
+    def _drawn(self, shape): # targets of the law of the positives
         labels = self.labels[torch.randint(len(self.labels), (2, *shape), generator=self.noise_rng)]
         return mixture(*labels, self._lams(shape, self.noise_rng), self.num_classes, self.epsilon)
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #7a244c66
+# %% ../../nbs/experiments/code/small_batches.ipynb #7918fee0
 class StackedMLP:
     "A hidden layer of 64, for every training of a stack; weights as of torch.nn.Linear."
     def __init__(self, d, num_classes, seeds, copies, norm):
@@ -160,11 +164,12 @@ class StackedMLP:
     def __call__(self, x, training=False): # `(S, N, d)` to `(S, N, K)`
         parts = self.theta.split([math.prod(s) for s in self.shapes.values()], 1)
         w1, b1, w2, b2, scale, shift = (p.view(-1, *s) for p, s in zip(parts, self.shapes.values()))
-        h = torch.baddbmm(b1[:, None], x, w1)
-        if self.norm: h = self._normalised(h, training)*scale[:, None] + shift[:, None]
+        if self.norm: # which has the bias
+            h = self._normalised(torch.bmm(x, w1), training)*scale[:, None] + shift[:, None]
+        else: h = torch.baddbmm(b1[:, None], x, w1)
         return torch.baddbmm(b2[:, None], h.relu(), w2)
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #40f6259d
+# %% ../../nbs/experiments/code/small_batches.ipynb #8f54a5dc
 def rate_at(step, steps): # share of the peak: a tenth of the steps to warm up, then half a cosine to zero
     warm = max(1, steps//10)
     return (step+1)/warm if step < warm else .5*(1 + math.cos(math.pi*(step-warm)/max(1, steps-warm)))
@@ -183,7 +188,7 @@ def loss_of_step(step, setting, images, streams, net, eta, lams, copies):
         return loss_of(setting.source, logits, targets, samples, eta, epsilon, lams)
     return vmap(one)(net(x, training=True), targets, noise).sum()
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #6970e6df
+# %% ../../nbs/experiments/code/small_batches.ipynb #965832a0
 def train_stack(setting:BatchSetting,
                 images:Tensor, # `(n, d)` of training
                 labels:Tensor, # `(n,)`
@@ -203,11 +208,12 @@ def train_stack(setting:BatchSetting,
         with torch.no_grad(): adam.step_(grad, peaks*rate_at(step, setting.steps))
     with torch.no_grad(): return {k: net(x.expand(len(net.theta), *x.shape)) for k, x in held.items()}
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #704971ea
+# %% ../../nbs/experiments/code/small_batches.ipynb #71d3e29f
 def scores_of(logits, valid_logits, valid_labels, labels=None): # of one training
     "NLL of the validation part after its temperature; with `labels` all scores of the reported part."
     T = fit_temperature(valid_logits, valid_labels)
-    if labels is None: return dict(nll_fitted=negative_log_likelihood((valid_logits.double()/T).softmax(1), valid_labels))
+    if labels is None:
+        return dict(nll_fitted=negative_log_likelihood((valid_logits.double()/T).softmax(1), valid_labels))
     naive, fitted = logits.double().softmax(1), (logits.double()/T).softmax(1)
     measures = dict(nll=negative_log_likelihood, brier=brier_score, ece=expected_calibration_error)
     scores = {f'{k}{end}': float(f(p, labels)) for k, f in measures.items()
@@ -226,7 +232,7 @@ def best_rate(rows):
 
 def neighbour(lr, up): return float(f'{lr*10**(.5 if up else -.5):.0e}') # 1, 3, 10, 30
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #ddcce290
+# %% ../../nbs/experiments/code/small_batches.ipynb #bcf273a6
 def cell_rows(setting:BatchSetting,
               data:dict,         # 'train', 'valid' and 'test' -> images `(n, d)` and labels
               lrs:list,          # peak rates to choose from, in order
@@ -246,7 +252,7 @@ def cell_rows(setting:BatchSetting,
         rows.append(dict(lr=chosen, seed=seed, split='test') | scores)
     return [vars(setting) | r for r in rows]
 
-# %% ../../nbs/experiments/code/small_batches.ipynb #f7774f75
+# %% ../../nbs/experiments/code/small_batches.ipynb #2bffe481
 def shrinkage(logits:Tensor,   # `(n, K)`
               labels:Tensor,   # `(n,)`
               batch_size:int,  # N

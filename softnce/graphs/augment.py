@@ -41,8 +41,8 @@ from torch_geometric.utils import dropout_edge, mask_feature
 # %% ../../nbs/graphs/augment.ipynb #0df4b2fa
 class DropEdges(BaseTransform):
     "Remove each contact with probability `p`; both directions of an undirected graph together."
-    def __init__(self, p:float=.1): self.p = p
-    def forward(self, data:Any)->Any:
+    def __init__(self, p:float=.1): self.p = p # p: in [0, 1]
+    def forward(self, data:Any)->Any: # data: a graph of torch-geometric; return: it, changed
         both = data.is_undirected()
         edge_index, kept = dropout_edge(data.edge_index, self.p, force_undirected=both)
         return data.update(dict(edge_index=edge_index, edge_attr=data.edge_attr[kept], edge_y=data.edge_y[kept]))
@@ -51,10 +51,10 @@ class AddEdges(BaseTransform):
     """Connect `ratio` times as many random pairs as there are contacts, each with the features of a random contact.
 
     A pair that is in contact, or drawn twice, is not added. ValueError for a negative ratio."""
-    def __init__(self, ratio:float=.1):
+    def __init__(self, ratio:float=.1): # ratio: of new contacts to contacts
         if ratio < 0: raise ValueError(f"ratio must not be negative, got {ratio}")
         self.ratio = ratio
-    def forward(self, data:Any)->Any:
+    def forward(self, data:Any)->Any: # as `DropEdges`
         n, (i, j), both = data.num_nodes, data.edge_index, data.is_undirected()
         a, b = torch.randint(n, (2, round(self.ratio*data.num_edges/(1+both)))).sort(0).values
         pair = (a*n + b)[a < b].unique() # a pair as one number
@@ -70,20 +70,22 @@ class AddEdges(BaseTransform):
 # %% ../../nbs/graphs/augment.ipynb #5bafffba
 class DropFeatures(BaseTransform):
     "Set each entry of the node features to zero with probability `p`."
-    def __init__(self, p:float=.1): self.p = p
-    def forward(self, data:Any)->Any: return data.update(dict(x=mask_feature(data.x, self.p, mode='all')[0]))
+    def __init__(self, p:float=.1): self.p = p # p: in [0, 1]
+    def forward(self, data:Any)->Any: # as `DropEdges`
+        return data.update(dict(x=mask_feature(data.x, self.p, mode='all')[0]))
 
 class MaskColumns(BaseTransform):
     "Set each column of the node features to zero, for all nodes, with probability `p`."
-    def __init__(self, p:float=.1): self.p = p
-    def forward(self, data:Any)->Any: return data.update(dict(x=mask_feature(data.x, self.p, mode='col')[0]))
+    def __init__(self, p:float=.1): self.p = p # p: in [0, 1]
+    def forward(self, data:Any)->Any: # as `DropEdges`
+        return data.update(dict(x=mask_feature(data.x, self.p, mode='col')[0]))
 
 class AddNoise(BaseTransform):
     "Add normal noise to node and edge features; ValueError for a negative deviation."
-    def __init__(self, sigma:float=.1):
+    def __init__(self, sigma:float=.1): # sigma: standard deviation
         if sigma < 0: raise ValueError(f"sigma must not be negative, got {sigma}")
         self.sigma = sigma
-    def forward(self, data:Any)->Any:
+    def forward(self, data:Any)->Any: # as `DropEdges`
         return data.update({k: data[k] + self.sigma*torch.randn_like(data[k]) for k in ('x', 'edge_attr')})
 
 # %% ../../nbs/graphs/augment.ipynb #a05b0bb3
@@ -112,8 +114,8 @@ def _turn_moments(moments, R): # of `_moments`: the mean turns, the mean square 
 # %% ../../nbs/graphs/augment.ipynb #f625950b
 class RandomBasis(BaseTransform):
     "Rotate the reference system and compute again the columns that depend on it; `rotation` None draws one."
-    def __init__(self, rotation:Any=None): self.rotation = rotation
-    def forward(self, data:Any)->Any:
+    def __init__(self, rotation:Tensor|None=None): self.rotation = rotation # rotation: `(3, 3)` float64; None: drawn
+    def forward(self, data:Any)->Any: # as `DropEdges`
         R = random_rotation() if self.rotation is None else self.rotation
         x, com = self._nodes(data, R)
         return data.update(dict(x=x.float(), edge_attr=self._edges(data, com @ R.T, R).float(),
@@ -172,7 +174,7 @@ class GraphBatches:
         self.loader, self.epsilon = DataLoader(graphs, batch_size, shuffle=train, drop_last=train), epsilon
     def __len__(self): return len(self.loader)
     def __iter__(self): return ((batch, self.targets(batch.y)) for batch in self.loader)
-    def targets(self, y:Tensor)->Tensor|SparseTargets: # `(N,)` class ids -> what the loss takes
+    def targets(self, y:Tensor)->Tensor|SparseTargets: # y: `(N,)` class ids; return: what the loss takes
         "The targets of a batch."
         if self.epsilon is None: return y
         return smooth(SparseTargets(y[:, None], torch.ones(len(y), 1), num_classes=len(CLASSES)), self.epsilon)

@@ -121,7 +121,7 @@ class CellTypeGraph(Dataset):
         return torch.cat([g.y for g in self.graphs])
 
     def len(self)->int: return len(self.graphs) # torch_geometric makes `len()` and indexing of these two
-    def get(self, i:int)->Any: return self.graphs[i]
+    def get(self, i:int)->Any: return self.graphs[i] # i: number of the specimen; return: its graph
 
 # %% ../../nbs/graphs/celltype.ipynb #0fd48c59
 _URL = 'https://zenodo.org/records/6374104/files/label_grs_surface.zip'
@@ -180,8 +180,8 @@ def _row(batch, i, labels, plain, smoothed, logits): # specimen i of a batch; pr
                 **specimen_accuracy(smoothed.argmax(1), labels), **{f'{k}_naive': v for k, v in naive.items()})
 
 @torch.no_grad()
-def evaluate_specimens(model:Any, loss:Any, # of a graph to `(N, K)` logits; its loss
-                       loader:Any, config:Any, # batches `(Batch, labels)`; a `TrainConfig`
+def evaluate_specimens(model:Any, loss:Any, # model: of a graph to `(N, K)` logits; loss: a module, with `probs`
+                       loader:Any, config:Any, # loader: of batches `(Batch, labels)`; config: a `TrainConfig`
                       )->list:         # a dict per specimen: stage, stack, cells, nll, the accuracies, the naive ones
     "Accuracies of every specimen of a loader, in evaluation mode; `nll` is that of `probs(logits)`, summed over cells."
     was, rows, device = model.training, [], next(p.device for p in model.parameters())
@@ -197,8 +197,8 @@ def evaluate_specimens(model:Any, loss:Any, # of a graph to `(N, K)` logits; its
     return rows
 
 # %% ../../nbs/graphs/celltype.ipynb #e09ef4be
-def evaluate_graphs(model:Any, loss:Any, # of a graph to `(N, K)` logits; its loss
-                    loader:Any, config:Any, # batches `(Batch, labels)`; a `TrainConfig`
+def evaluate_graphs(model:Any, loss:Any, # model: of a graph to `(N, K)` logits; loss: a module, with `probs`
+                    loader:Any, config:Any, # loader: of batches `(Batch, labels)`; config: a `TrainConfig`
                    )->dict:         # nll, top1, class_average, class_average_recall, and the naive three
     "Means over specimens, and the NLL over cells: the `evaluate` of `softnce.training.fit` for graphs."
     rows = evaluate_specimens(model, loss, loader, config)

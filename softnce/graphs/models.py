@@ -41,7 +41,7 @@ class GCN(nn.Module):
         self.first, self.second = GCNConv(in_features, hidden), GCNConv(hidden, num_classes)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, data:Data)->Tensor: # `(N, K)` logits
+    def forward(self, data:Data)->Tensor: # data: a graph, or a batch of them; return: `(N, K)` logits
         "Logits of all nodes."
         return self.second(self.dropout(self.first(data.x, data.edge_index).relu()), data.edge_index)
 
@@ -71,7 +71,7 @@ class DeeperGCN(nn.Module):
         conv = GENConv(hidden, hidden, aggr='softmax', t=1., learn_t=True, num_layers=2, norm='layer')
         return DeepGCNLayer(conv, nn.LayerNorm(hidden), nn.ReLU(), 'res+', dropout, ckpt_grad=checkpointing)
 
-    def forward(self, data:Data)->Tensor: # `(N, K)` logits
+    def forward(self, data:Data)->Tensor: # data: a graph, or a batch of them; return: `(N, K)` logits
         "Logits of all nodes."
         x, e = self.nodes(data.x), self.edges(data.edge_attr)
         x = self.layers[0].conv(x, data.edge_index, e)

@@ -75,13 +75,13 @@ class Experiment:
     @property
     def name(self)->str: return self.path.stem
     @property
-    def cells(self)->list:
+    def cells(self)->list: # as in the file
         try: return json.loads(self.path.read_text(encoding='utf-8'))['cells']
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{self.path.name} is not a notebook (nbformat 4 JSON)") from None
-    def sources(self, kind:str)->list: # of the cells of type 'code' or 'markdown'
+    def sources(self, kind:str)->list: # kind: 'code' or 'markdown'; return: strings
         return [''.join(c['source']) for c in self.cells if c['cell_type'] == kind]
-    def tagged(self, tag:str)->list: # sources of the cells with this tag
+    def tagged(self, tag:str)->list: # tag: such as 'parameters'; return: sources of the cells with this tag
         return [''.join(c['source']) for c in self.cells if tag in c['metadata'].get('tags', ())]
     @property
     def subtitle(self)->str:

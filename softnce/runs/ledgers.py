@@ -58,14 +58,14 @@ def ledger_path(name:str)->Path: # `results/<name>.csv` of the checkout; None wh
     return root/'results'/f'{name}.csv' if root else None
 
 # %% ../../nbs/runs/ledgers.ipynb #796d38dd
-def read_ledger(name:str)->Any: # DataFrame; None if there is no such ledger
+def read_ledger(name:str)->Any: # name: of the file in results/; return: DataFrame; None if there is no such ledger
     "The rows of a ledger."
     import pandas as pd
     path = ledger_path(name)
     return pd.read_csv(path) if path and path.exists() else None
 
 def write_ledger(rows:Any, # a DataFrame
-                 name:str,
+                 name:str, # of the file in results/, without ending
                  columns:list|None=None, # that are kept; None: setting and measures of the image experiments
                  key:list|None=None, # that tell two rows apart; None: setting, seed and split
                 )->Path:

@@ -55,7 +55,7 @@ def write_folder(folder:Path, # where it is to be; what is there is replaced
 # %% ../../nbs/runs/model_folder.ipynb #e72026c8
 _FORMAT = 1 # of the entry `softnce`: a reader of another one must not guess
 
-def write_config(folder:Path, about:dict, # what the weights are: plain values
+def write_config(folder:Path, about:dict, # folder: of the model; about: what the weights are: plain values
                  others:dict|None=None,   # entries of other libraries
                 )->Any:
     "Write `config.json` of the files that are in a folder."
@@ -100,13 +100,13 @@ def _folder_of(path):
 # %% ../../nbs/runs/model_folder.ipynb #dc7e0618
 class Model(NamedTuple):
     "A trained model on disk."
-    folder:Path
+    folder:Path # with its `config.json`
     about:dict # the entry `softnce` of its `config.json`
     @property
     def run(self)->Path: # None of an exported model
         run = self.folder.parent
         return run if self.folder.name == 'model' and (run/'params.yaml').exists() else None
-    def weights(self, name:str|None=None)->str: # 'last', 'best'; None: those that count
+    def weights(self, name:str|None=None)->str: # name: 'last', 'best'; None: those that count
         "The name of a file of weights; UsageError with those there are."
         self.need(weights=dict)
         there = self.about['weights']
@@ -115,20 +115,20 @@ class Model(NamedTuple):
         if name is not None and name not in known:
             raise UsageError(f"weights must be {' or '.join(known)}, got {name!r}")
         return there[name or there['used']]['file']
-    def tool(self, name:str)->Any: # a module of the family that made it
+    def tool(self, name:str)->Any: # name: of a tool, such as 'predict'; return: a module of the family that made it
         "What can use it; nothing of `softnce.runs` knows of models."
         family = self.about['family']
         if not family.isidentifier() or not util.find_spec(f'softnce.{family}'):
             raise UsageError(f"{short_path(self.folder)}/config.json is of family {family!r}, which this version of "
                              "softnce does not know")
         return importlib.import_module(f'softnce.{family}.{name}')
-    def need(self, **kinds:Any)->Any: # entry of `config.json` -> its type
+    def need(self, **kinds:Any)->Any: # kinds: entry of `config.json` -> its type
         "UsageError with the path and the entries of `config.json` that are missing or of another type."
         if wrong := [k for k, kind in kinds.items() if not isinstance(self.about.get(k), kind)]: raise self._cut(wrong)
     def _cut(self, names):
         return UsageError(f"{short_path(self.folder)}/config.json is damaged: its entry 'softnce' has no whole "
                           f"{', '.join(names)}; {self._again()}")
-    def check(self, *names:Any)->Any: # of files; none: all
+    def check(self, *names:Any)->Any: # names: of files; none: all
         "UsageError with the path of a file that is missing or not what was written."
         for name in names or self.about['files']:
             path = self.folder/name
@@ -142,7 +142,7 @@ class Model(NamedTuple):
         return f"restore it, or remove {where} and make the run again"
 
 # %% ../../nbs/runs/model_folder.ipynb #6b6632e6
-def find_model(path:Any)->Model: # of a run, of its folder `model`, or of an exported model
+def find_model(path:Any)->Model: # path: of a run, of its folder `model`, or of an exported model
     "The model at a path; UsageError of one line that says what is wrong and what helps."
     folder = _folder_of(path)
     about = read_json(folder/'config.json')

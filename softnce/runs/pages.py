@@ -54,7 +54,7 @@ def page(notebook,   # executed
             f'<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n')
 
 # %% ../../nbs/runs/pages.ipynb #43f3918b
-def write_page(run:Run)->bool: # whether there is one
+def write_page(run:Run)->bool: # run: with its notebook; return: whether there is a page
     "Write report.html from notebook.ipynb, if that has cells of a report. ImportError without nbconvert."
     import nbformat
     notebook = nbformat.read(run.dir/'notebook.ipynb', 4)

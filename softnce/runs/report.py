@@ -75,7 +75,7 @@ def _read_table(path):
     except ValueError as e: raise damaged(path, f'not CSV: {e}') from None # of pandas and of UTF-8
 
 # %% ../../nbs/runs/report.ipynb #431c40b1
-def show_report(run:Run)->None:
+def show_report(run:Run)->None: # run: finished
     "Print what a run has to show: its tables, or the metrics if there is none; its figures; its directory."
     import pandas as pd
     saved = run.saved()

@@ -122,10 +122,10 @@ class Run:
     def progress(self)->str: # '' where nothing is known
         try: return self.progress_file.read_text(encoding='utf-8').strip()
         except (OSError, UnicodeDecodeError): return ''
-    def log_row(self, **row:Any)->None:
+    def log_row(self, **row:Any)->None: # row: scalars by column, such as epoch=1, split='valid', loss=.3
         "Append a row of scalars to history.csv. The first row fixes the columns: ValueError for a new one."
         _append_row(self.dir/'history.csv', row)
-    def history(self)->list:
+    def history(self)->Any: # a DataFrame, a row an entry
         "The rows so far, a DataFrame; empty before the first."
         import pandas as pd
         path = self.dir/'history.csv'
@@ -134,24 +134,24 @@ class Run:
             whole = text[:text.rfind('\n')+1] # a line may be on its way
             return pd.read_csv(io.StringIO(whole)) if whole else pd.DataFrame()
         except ValueError as e: raise damaged(path, f'not CSV: {e}') from None # of pandas and of UTF-8
-    def save_metrics(self, rows:Any)->None:
-        "Set the result: a dict, a list of dicts or a DataFrame. A second call replaces the first."
+    def save_metrics(self, rows:Any)->None: # rows: each says seed, epoch and split
+        "Set the result: a dict, a list of dicts or a DataFrame, else ValueError. A second call replaces the first."
         rows = rows.to_dict('records') if hasattr(rows, 'to_dict') else rows
         if not isinstance(rows, dict) and not (isinstance(rows, list) and all(isinstance(r, dict) for r in rows)):
             raise ValueError(f"metrics must be a dict, a list of dicts or a DataFrame, got {type(rows).__name__}")
         write_atomically(self.dir/'.metrics.json', json.dumps(_to_json(rows), indent=1, allow_nan=False)+'\n')
-    def metrics(self)->list:
+    def metrics(self)->list: # of dicts
         "The rows of a finished run, as dicts; UsageError with the path of a damaged file, here and below."
         rows = read_json(self.dir/'metrics.json')
         rows = rows if isinstance(rows, list) else [rows]
         if all(isinstance(r, dict) for r in rows): return rows
         raise damaged(self.dir/'metrics.json', 'not a dict or a list of dicts')
-    def params(self)->dict:
+    def params(self)->dict: # by name
         "The parameters, from params.yaml."
         path = self.dir/'params.yaml'
         try: return read_yaml(path)
         except UsageError as e: raise damaged(path, str(e).removeprefix(str(path)).strip(' :')) from None
-    def save_table(self, df:Any, name:str)->None:
+    def save_table(self, df:Any, name:str)->None: # df: rows; name: of the file, without ending
         "Save a DataFrame or a list of dicts as `<name>.csv`, to be printed at the end; a named index becomes columns."
         import pandas as pd
         _check_file_name(name)
@@ -160,7 +160,7 @@ class Run:
         keep = any(n is not None for n in df.index.names) or not isinstance(df.index, pd.RangeIndex)
         write_atomically(self.dir/f'{name}.csv', df.to_csv(index=keep))
         self._note('tables', name)
-    def save_figure(self, fig:Any, name:str)->None:
+    def save_figure(self, fig:Any, name:str)->None: # fig: of matplotlib; name: of the file, without ending
         "Save a matplotlib figure as `<name>.png`, its path to be printed at the end."
         _check_file_name(name)
         png = io.BytesIO()

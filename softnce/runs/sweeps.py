@@ -198,7 +198,7 @@ def _count(keys): return f"{len(keys)} run{'s' if len(keys) > 1 else ''}"
 # %% ../../nbs/runs/sweeps.ipynb #5409ac55
 class Plan:
     "Every run behind the targets of a config: dicts `targets`, `resources`, and `out`, the folder of runs."
-    def __init__(self, config:dict):
+    def __init__(self, config:dict): # config: of Snakemake: targets, resources, out
         if unknown := sorted(set(config)-{'targets', 'resources', 'out'}):
             raise UsageError(f"config has no key {unknown[0]!r}; it has targets, resources, out")
         if not config.get('targets'): raise UsageError("config names no targets")
@@ -223,15 +223,15 @@ class Plan:
             self.runs[key] = Planned(experiment, changed, list(dict.fromkeys(below)))
         return key
     def _file(self, key): return '/'.join([self.out, *key, 'metrics.json'])
-    def files(self, target:str)->list: # the metrics.json that a target is made of
+    def files(self, target:str)->list: # target: its name; return: the metrics.json that it is made of
         return [self._file(key) for key in self.targets[target]]
-    def inputs(self, experiment:str, id:str)->list: # the metrics.json that a figure is drawn from
+    def inputs(self, experiment:str, id:str)->list: # experiment, id: of a run; return: what it is drawn from
         return [self._file(k) for k in self.runs[experiment, id].needs]
-    def names(self, figures:bool)->str: # a regular expression
+    def names(self, figures:bool)->str: # figures: the first of the two; return: a regular expression
         "Experiments that need other runs, or those that do not."
         found = {k[0] for k, run in self.runs.items() if bool(run.experiment.tagged('runs')) == figures}
         return '|'.join(map(re.escape, sorted(found))) or '(?!)' # which matches nothing
-    def problems(self, targets:Any=())->list: # of names of targets; none, or others: all
+    def problems(self, targets:Any=())->list: # targets: their names; none, or others: all; return: lines
         "What keeps the unfinished runs behind some targets from starting, a line each."
         asked = targets if targets and set(targets) <= set(self.targets) else self.targets
         todo, seen, found = [key for name in asked for key in self.targets[name]], set(), {}
@@ -245,7 +245,7 @@ class Plan:
                 except UsageError as e: found.setdefault(str(e).removeprefix(f'{key[0]}: '), []).append(' '.join(key))
         return [f"{_count(keys)} cannot start: {message} ({', '.join(sorted(keys)[:3])}{', ...' if keys[3:] else ''})"
                 for message, keys in found.items()]
-    def resource(self, name:str, default:Any)->Any: # function of Snakemake's wildcards
+    def resource(self, name:str, default:Any)->Any: # name, default: of it; return: function of Snakemake's wildcards
         "A resource of a run from the config, by experiment; times the run's `processes` for GPUs."
         def of(wildcards):
             run = self.runs[wildcards.experiment, wildcards.id]
@@ -253,13 +253,13 @@ class Plan:
             value = found.get(name, default)
             return value*run.parameters.get('processes', 1) if name == 'gpu' else value # a GPU for each process
         return of
-    def command(self, experiment:str, id:str)->str:
+    def command(self, experiment:str, id:str)->str: # experiment, id: of a run
         "`softnce run` for a run."
         run = self.runs[experiment, id]
         name = experiment if experiment in self.found else os.path.relpath(run.experiment.path)
         flags = '--wait', '--restart', '--requeue' # for a twin, after a change of code, after preemption
         return shlex.join(['softnce', 'run', name, *_options(run.parameters), '--out', self.out, *flags])
-    def code_hash(self, experiment:str, id:str)->str: # when it changes, the run is made again
+    def code_hash(self, experiment:str, id:str)->str: # experiment, id: of a run, made again when the hash changes
         return self.runs[experiment, id].experiment.code_hash
 
 # %% ../../nbs/runs/sweeps.ipynb #593a6b6e
@@ -277,14 +277,14 @@ def wait_for_queue(prefix:str='softnce', # of the jobs' names, as in profiles/sl
         told = jobs
         time.sleep(every)
 
-def say_problems(plan:Plan, workflow:Any)->list: # Snakemake's
+def say_problems(plan:Plan, workflow:Any)->list: # plan: of the config; workflow: Snakemake's
     "Say on stderr what keeps the runs that were asked for from starting, once, where Snakemake itself runs; the lines."
     if not getattr(workflow, 'is_main_process', True): return [] # a job of it: its run makes its own checks
     lines = plan.problems(getattr(getattr(workflow, 'dag_settings', None), 'targets', None) or ())
     for line in lines: print(f'softnce: {line}', file=sys.stderr, flush=True)
     return lines
 
-def check_partition(settings:Any)->Any: # Snakemake's default resources, or None
+def check_partition(settings:Any)->Any: # settings: Snakemake's default resources, or None
     "UsageError naming the partitions that exist, where there is a Slurm and it has no such partition."
     texts = [a.partition('=')[2] for a in getattr(settings, 'args', ()) if a.startswith('slurm_partition=')]
     if not texts or not shutil.which('sinfo'): return

@@ -80,7 +80,7 @@ class Contexts(NamedTuple):
     words:Tensor      # `(T,)` ids
     text:Tensor       # `(T,)`
     @classmethod
-    def of(cls, corpus:Corpus, width:int=3)->Any: # words on each side
+    def of(cls, corpus:Corpus, width:int=3)->Any: # corpus: its texts; width: words on each side; return: `Contexts`
         "All gaps of a corpus. Raises ValueError for a width below one."
         if width < 1: raise ValueError(f"width must be at least 1, got {width}")
         ids, text, none = corpus.ids, corpus.text, len(corpus.vocabulary)
@@ -91,10 +91,10 @@ class Contexts(NamedTuple):
             place = place.clamp(0, len(ids)-1)
             columns.append(torch.where(inside & (text[place] == text), ids[place], none))
         return cls(torch.stack(columns, 1), ids, text)
-    def take(self, rows:Tensor)->Any: # row numbers
+    def take(self, rows:Tensor)->Any: # rows: their numbers; return: `Contexts`
         "Some of the gaps."
         return Contexts(self.neighbours[rows], self.words[rows], self.text[rows])
-    def rows_of_texts(self, texts:Tensor)->Tensor: # numbers of texts -> the gaps in them
+    def rows_of_texts(self, texts:Tensor)->Tensor: # texts: their numbers; return: the gaps in them
         "The gaps in some texts: parts are split by text, so that no gap's neighbours are another part's gaps."
         return torch.isin(self.text, texts).nonzero().flatten()
 

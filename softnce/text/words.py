@@ -64,7 +64,7 @@ def language_of_words(frequencies:dict,    # language code -> word -> frequency,
 # %% ../../nbs/text/words.ipynb #777283a0
 def draw_votes(probs:Tensor, # `(N, K)` the truth
                votes:int,    # V, a row
-               generator:torch.Generator|None=None,
+               generator:torch.Generator|None=None, # None: torch's own
               )->Tensor:     # `(N, K)` counts, int64
     "V independent draws from every row, counted. Raises ValueError for votes below 1."
     if not (isinstance(votes, int) and votes >= 1): raise ValueError(f"votes must be a number from 1, got {votes!r}")

@@ -115,7 +115,7 @@ def _set_aside(path):
     return aside
 
 # %% ../../nbs/training/checkpoints.ipynb #9d3eb5c5
-def load_checkpoint(path:Any)->dict:
+def load_checkpoint(path:Any)->dict: # path: file; return: what `save_checkpoint` was given
     """The state at `path` on the CPU, loaded without running code; None if there is no such file.
     A damaged file is set aside with a warning, and the one before takes its place; None if there is none."""
     path = Path(path)
@@ -167,7 +167,7 @@ class StopRequested(Exception):
     """SIGTERM or SIGUSR1 came: the step is finished, the checkpoint written, and the same call goes on from it.
 
     `signals` names what this process got itself; another rank may have got one."""
-    def __init__(self, text:str, signals:Any=()):
+    def __init__(self, text:str, signals:Any=()): # text: what was stopped; signals: the numbers that came
         super().__init__(text)
         self.signals = tuple(signals)
 

@@ -33,7 +33,7 @@ from ..losses import check_kind
 @dataclass
 class TrainConfig:
     "Settings of `fit`; ValueError on values that cannot be meant."
-    epochs:int = 30
+    epochs:int = 30              # passes over the training data
     lr:float = 1e-3              # peak learning rate
     weight_decay:float = .05     # of AdamW
     warmup_epochs:float = 1      # linear from 0 to `lr`

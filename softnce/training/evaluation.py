@@ -67,7 +67,8 @@ def predict(model:nn.Module, # inputs to logits
     """Logits of a whole loader, in evaluation mode; the model's mode is put back.
 
     A loader with a `world` above 1 is one rank's share, and its `rows` are the numbers of the rows that it gave: all
-    ranks get all rows, in the order of the data. What goes wrong on one rank is raised on all."""
+    ranks get all rows, in the order of the data. What goes wrong on one rank is raised on all. ValueError for a
+    loader without rows."""
     training, device = model.training, device or next((p.device for p in model.parameters()), 'cpu')
     model.eval()
     alone = getattr(loader, 'world', 1) == 1
@@ -113,7 +114,9 @@ def read_out(loss:nn.Module,   # a loss, with `probs` or without
     logits, kind = logits.double(), {} if targets is None else dict(targets=targets)
     return loss.probs(logits, epsilon, **kind) if hasattr(loss, 'probs') else logits.softmax(-1)
 
-def read_out_caveat(loss:nn.Module, logits:Tensor, targets:str|None=None)->str: # as `read_out`
+def read_out_caveat(loss:nn.Module, # with a `probs`
+                    logits:Tensor,  # `(N, K)`
+                    targets:str|None=None)->str: # targets: their kind, as `read_out`
     "Why `loss.probs` refuses this kind of targets, in words; empty where the read-out is right, or no kind is said."
     check_kind(targets)
     if targets is None or not hasattr(loss, 'probs'): return ''

@@ -41,17 +41,18 @@ class _OfRows(Metric):
     "What is kept of every row, as lists that ranks append; rows are `checked` as in `softnce.calibration`."
     is_differentiable, higher_is_better, full_state_update = False, False, False
     kept = 'values',  # names of the states
-    def __init__(self, **kwargs): # of `torchmetrics.Metric`
+    def __init__(self, **kwargs:Any): # of `torchmetrics.Metric`
         super().__init__(**kwargs)
         self.set_dtype(torch.float64)  # also of a rank without rows, whose empty state is made by torchmetrics
         for name in self.kept: self.add_state(name, [], dist_reduce_fx='cat')
     def update(self, probs:Tensor, # `(N, K)` probabilities
-               labels):            # `(N,)` class ids, `(N, K)` distributions or SparseTargets
+               labels:Any)->None:  # labels: `(N,)` class ids, `(N, K)` distributions or SparseTargets
         "Add rows. Raises ValueError as `softnce.calibration.reliability` does."
         found = self.of_rows(*checked(probs, labels))
         for name, v in zip(self.kept, found if isinstance(found, tuple) else (found,)): getattr(self, name).append(v)
     def rows(self): return [dim_zero_cat(getattr(self, name)) for name in self.kept]
-    def compute(self): return self.rows()[0].mean()
+    def compute(self)->Tensor: # a scalar, over all batches and ranks
+        return self.rows()[0].mean()
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f17
 class NegativeLogLikelihood(_OfRows):
@@ -75,15 +76,16 @@ class ExpectedAccuracy(_OfRows):
     "`softnce.calibration.expected_accuracy`: the labels' mass at the predictions; the accuracy, for class ids."
     higher_is_better, kept = True, ('confidence', 'mass')
     of_rows = staticmethod(calibration.confidence_and_mass)
-    def compute(self)->Any: return self.rows()[1].mean()
+    def compute(self)->Tensor: # a scalar, over all batches and ranks
+        return self.rows()[1].mean()
 
 class ExpectedCalibrationError(_OfRows):
     "`softnce.calibration.expected_calibration_error`, with the labels' mass at the predictions as accuracy."
     kept, of_rows = ('confidence', 'mass'), staticmethod(calibration.confidence_and_mass)
-    def __init__(self, num_bins:int=15, **kwargs:Any): # bins of equal width on [0, 1]
+    def __init__(self, num_bins:int=15, **kwargs:Any): # num_bins: of equal width on [0, 1]; kwargs: of `Metric`
         super().__init__(**kwargs)
         self.num_bins = num_bins
-    def compute(self)->Any:
+    def compute(self)->Tensor:
         gap = calibration.mean_gap(calibration.binned(*self.rows(), self.num_bins))
         return torch.tensor(gap, dtype=torch.float64, device=self.device)
 
@@ -91,7 +93,7 @@ class EntropyCorrelation(_OfRows):
     "`softnce.calibration.entropy_correlation`, over the rows of all batches and ranks."
     higher_is_better, kept = True, ('of_probs', 'of_labels')
     of_rows = staticmethod(calibration.entropies)
-    def compute(self)->Any:
+    def compute(self)->Tensor:
         return torch.tensor(calibration.correlation(*self.rows()), dtype=torch.float64, device=self.device)
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f26
@@ -106,7 +108,7 @@ class ClasswiseCalibrationError(Metric):
         self.num_classes, self.num_bins = num_classes, num_bins
         self.add_state('gaps', torch.zeros(num_classes*num_bins, dtype=torch.float64), dist_reduce_fx='sum')
         self.add_state('count', torch.tensor(0), dist_reduce_fx='sum')
-    def update(self, probs:Tensor, labels:Any)->Any: # as of the others
+    def update(self, probs:Tensor, labels:Any)->Any: # probs: `(n, K)`; labels: class ids or distributions
         "Add rows of `num_classes` classes. Raises ValueError as `softnce.calibration.reliability` does."
         probs, labels = checked(probs, labels)
         if probs.shape[1] != self.num_classes:
@@ -114,7 +116,8 @@ class ClasswiseCalibrationError(Metric):
                              f"got {probs.shape[1]}")
         self.gaps += calibration.class_gaps(probs, labels, self.num_bins)
         self.count += len(probs)
-    def compute(self)->Any: return self.gaps.abs().sum()/(self.count*self.num_classes)
+    def compute(self)->Tensor: # a scalar, over all batches and ranks
+        return self.gaps.abs().sum()/(self.count*self.num_classes)
 
 # %% ../../nbs/training/metrics.ipynb #6b1c0f28
 SCORES = ('cross_entropy', 'kl', 'soft_brier', 'total_variation', 'expected_accuracy', 'soft_ece', 'classwise_ece',

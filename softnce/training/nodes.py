@@ -27,7 +27,7 @@ import torch
 from .checkpoints import STOP_SIGNALS, StopRequested
 
 # %% ../../nbs/training/nodes.ipynb #295af95b
-def ranks(device:Any='auto')->tuple: # rank, number of ranks, device
+def ranks(device:Any='auto')->tuple: # device: 'auto', 'cpu' or another; return: rank, number of ranks, device
     "This process among those of `launch_nodes` or torchrun, and its device: a GPU where there is one, unless 'cpu'."
     names = dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0) # a process that nobody launched is the only one
     rank, world, local = (int(os.environ.get(name, alone)) for name, alone in names.items())
@@ -189,14 +189,16 @@ def _last_words(folder, failed):
     return '\n'.join(f"machine {m} ended with exit code {code}: {end_of_log(m)}" for m, code in failed.items())
 
 # %% ../../nbs/training/nodes.ipynb #8ab781c4
-def launch_nodes(function:Any, *args:Any, processes:int=1, # of each machine, one a GPU
+def launch_nodes(function:Any, *args:Any, # function: of an importable module; args: its arguments
+                 processes:int=1,  # of each machine, one a GPU
                  hosts:list|None=None, # machines, this one first; None: those of the Slurm job, or this one
                  folder:Any=None,  # one that all machines see, such as the run's directory; needed for several
                  start:Any=_srun,  # host -> command that runs what follows there
-                 **kwargs:Any)->Any: # what the first rank's call returns
+                 **kwargs:Any)->Any: # kwargs: its keyword arguments; return: what the first rank's call returns
     """Call a function of an importable module in so many processes of every machine.
 
-    RuntimeError with the traceback if any rank fails; StopRequested after a stop signal."""
+    RuntimeError with the traceback if any rank fails; StopRequested after a stop signal. ValueError where several
+    machines have no folder."""
     hosts = slurm_hosts() if hosts is None else hosts
     if len(hosts)*processes == 1: return function(*args, **kwargs)
     if len(hosts) > 1 and folder is None:

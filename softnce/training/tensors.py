@@ -49,10 +49,10 @@ class TensorBatches:
     def __len__(self):
         whole, rest = divmod(len(self.inputs), self.batch_size)
         return whole if self.train else whole + (rest > 0)
-    def seek(self, epoch:int, batch:int=0)->Any:
+    def seek(self, epoch:int, batch:int=0)->Any: # epoch, batch: from 0; return: itself
         "The next iteration starts at this batch of this epoch."
         self.epoch, self.first = epoch, batch
-    def order(self, epoch:int)->Tensor: # `(N,)` row numbers
+    def order(self, epoch:int)->Tensor: # epoch: from 0; return: `(N,)` row numbers
         "The order of an epoch."
         if not self.train: return torch.arange(len(self.inputs))
         g = torch.Generator().manual_seed(self.seed*1_000_003 + epoch) # a prime: no two seeds share an epoch's order

@@ -18,6 +18,7 @@ __doc__ = """Data sets, batches, models and recipes for image classifiers.
     batches  augmented and mixed batches, each a function of seed, epoch and number
     models   bodies of timm's with the paper's head
     recipes  losses by name, and one training
+    features  what a frozen body says about every image, computed once
     use      the model that a run leaves: `load_run` gives an `ImageModel`
     predictions  classes of images in files
     judged   what a report shows
@@ -35,4 +36,4 @@ from softnce import _lazy
 globals().pop("__all__", None)  # the names are those of the modules
 __getattr__, __dir__ = _lazy(
     "softnce.vision", "files", "labels", "places", "presets", "checks", "splits", "images", "batches", "models",
-    "recipes", "use", "predictions", "judged", "interchange", "export")
+    "recipes", "features", "use", "predictions", "judged", "interchange", "export")

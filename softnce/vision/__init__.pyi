@@ -38,6 +38,11 @@ from .recipes import log_epoch as log_epoch
 from .recipes import make_loss as make_loss
 from .recipes import target_kind as target_kind
 from .recipes import train_images as train_images
+from . import features as features
+from .features import extract as extract
+from .features import extract_splits as extract_splits
+from .features import feature_body as feature_body
+from .features import lite0_body as lite0_body
 from . import use as use
 from .use import ImageModel as ImageModel
 from .use import load_run as load_run

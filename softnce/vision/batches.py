@@ -91,14 +91,16 @@ class Mixing:
             from timm.data import Mixup
             self.mixer = Mixup(mixup, cutmix, label_smoothing=0., num_classes=2)
 
-    def lam(self, images:Tensor)->float: # the share of its own image that each row keeps
+    def lam(self, images:Tensor)->float: # images: `(N, C, H, W)`; return: the share of its own that a row keeps
         "Mix the images in place, each with the one at the same place from the end."
         if len(images) % 2: raise ValueError(f"batch_size must be even for mixing, got {len(images)}")
         told = torch.ones(len(images), dtype=torch.long)
         told[0] = 0 # the first row's weight of class 0 is lam
         return self.mixer(images, told)[1][0, 0].item()
 
-    def __call__(self, images, targets):
+    def __call__(self, images:Tensor,  # `(N, C, H, W)`, changed in place
+                 targets:Any           # `(N,)` class ids, `(N, K)` probabilities or SparseTargets
+                )->tuple:              # both, mixed
         if targets.ndim == 1: # class ids become sparse targets; probabilities are mixed as rows
             ones = torch.ones(len(targets), 1, device=targets.device)
             targets = SparseTargets(targets[:, None], ones, num_classes=self.num_classes)
@@ -166,16 +168,16 @@ class Batches:
     """Batches of an `ImageSet`; each is a function of (seed, epoch, number), whatever came before and however many
     workers read. ValueError for a batch size that does not fit, and above `max_corrupt`."""
     def __init__(self,
-                 data:ImageSet,
+                 data:ImageSet,       # a part of a data set
                  batch_size:int,      # rows, over all ranks
                  train:bool=False,    # shuffle, drop the incomplete batch, erase and mix; else all rows in order
                  transform:Any=None,  # of an image, to a tensor; None: the images are tensors
-                 mean:Any=None, std:Any=None, # of each channel, to normalise bytes with
+                 mean:Any=None, std:Any=None, # mean, std: of each channel, to normalise bytes with
                  erase:float=0.,      # probability of random erasing
                  mixing:Any=None,     # `Mixing`, or any function of images and targets
-                 seed:int=0, num_workers:int=0,
-                 rank:int=0, world:int=1, # this rank reads rows rank, rank+world, ... of each batch
-                 device:Any='cpu',
+                 seed:int=0, num_workers:int=0, # seed: of order and augmentation; num_workers: processes that read
+                 rank:int=0, world:int=1, # rank, world: this rank reads rows rank, rank+world, ... of each batch
+                 device:Any='cpu',    # where batches go
                  max_corrupt:float=.01, # share of unreadable images above which there is an error
                  counted:tuple|None=None): # names of unreadable images and the number of all, shared by parts
         _check_batch_size(batch_size, len(data), train, world)
@@ -193,7 +195,7 @@ class Batches:
 
     def __len__(self): return len(self.order)
 
-    def seek(self, epoch:int, batch:int=0)->None:
+    def seek(self, epoch:int, batch:int=0)->None: # epoch, batch: from 0
         "The next iteration starts at this batch of this epoch."
         self.order.epoch, self.order.start = epoch, batch
 
@@ -210,7 +212,7 @@ class Batches:
             yield batch
         self.order.start = 0
 
-    def finish(self, x:Tensor, targets:Any)->tuple:
+    def finish(self, x:Tensor, targets:Any)->tuple: # x: `(n, C, H, W)`; targets: of these; return: both
         "Bytes to normalised floats; in training erased and mixed."
         if x.dtype == torch.uint8:
             mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1)*255 for v in (self.mean, self.std))

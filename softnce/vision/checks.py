@@ -132,7 +132,7 @@ _ASKED = ('model', 'pretrained', 'hidden', 'logits_bn', 'image_size', 'drop_path
           'cutmix', 'auto_augment', 'erase', 'precision', 'compile', 'channels_last') # parameters that a recipe has
 
 # %% ../../nbs/vision/checks.ipynb #155d10f5
-def asked_settings(p:dict)->dict: # of the parameters of a training, those that a recipe has
+def asked_settings(p:dict)->dict: # p: the parameters of a training; return: those that a recipe has
     "What the parameters of an image training ask for beside the recipe."
     return {k: p[k] for k in _ASKED if p.get(k) is not None}
 

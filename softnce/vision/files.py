@@ -145,7 +145,7 @@ class Files:
 
     def __len__(self): return len(self.names)
 
-    def bytes(self, i:int)->bytes: # of the file
+    def bytes(self, i:int)->bytes: # i: number of the file
         "The file as it is."
         if self.root.is_dir(): return (self.root/self.names[i]).read_bytes()
         if self._zip[0] != os.getpid(): self._zip = os.getpid(), zipfile.ZipFile(self.root)

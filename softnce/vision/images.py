@@ -84,7 +84,10 @@ def _cifar_part(root, name, num_classes): # rows of 3 x 32 x 32 bytes, one chann
     return ImageSet(np.ascontiguousarray(images), labels)
 
 # %% ../../nbs/vision/images.ipynb #06df3de4
-def cifar100(root:Any, valid:float=.1, seed:int=0, download:bool=False)->Splits:
+def cifar100(root:Any,       # the folder above `cifar-100-python`, or a zip file of it
+             valid:float=.1, # share of the training images that choose models
+             seed:int=0,     # of that part
+             download:bool=False)->Splits: # download: where it is not there
     """CIFAR-100 from its folder `cifar-100-python`, or a zip file of it; the official test part is reported.
     FileNotFoundError if it is not there, ValueError for a damaged file."""
     if download and not any((place(root)/d/'train').is_file() for d in ('.', 'cifar-100-python')):
@@ -122,7 +125,10 @@ def _read_layout(layout,  # of `read_layout`
     return say_left_out(Splits(*parts, found.classes, **form))
 
 # %% ../../nbs/vision/images.ipynb #833c7b39
-def folder(root:Any, valid:float=.1, test:float=.1, seed:int=0)->Splits:
+def folder(root:Any,       # a folder, or a zip file
+           valid:float=.1, # share of the images that choose models, where no folder says which
+           test:float=.1,  # share that is reported, likewise
+           seed:int=0)->Splits: # seed: of the drawn parts
     """A folder (or zip file) of images, one folder a class, perhaps below `train/`, `val/` and `test/`. What is found
     and not used is named in a warning; ValueError with what was found and what is expected."""
     return _read_layout(read_layout(root), valid, test, seed)
@@ -140,7 +146,10 @@ def _tiny_at(root, download):
         return _fetch_tiny(root)
 
 # %% ../../nbs/vision/images.ipynb #f7e6db23
-def tiny_imagenet(root:Any, valid:float=.1, seed:int=0, download:bool=False)->Splits:
+def tiny_imagenet(root:Any,       # its folder or zip file
+                  valid:float=.1, # share of the training images that choose models
+                  seed:int=0,     # of that part
+                  download:bool=False)->Splits: # download: where it is not there
     """Tiny ImageNet from its zip file or folder, as delivered or with the validation images in folders. The official
     validation part is reported, for the test part has no labels. ValueError if classes or that part are missing."""
     root = _tiny_at(root, download)
@@ -161,7 +170,8 @@ def _imagenet(root, valid=.1, seed=0):
 # %% ../../nbs/vision/images.ipynb #08a3e5b6
 def soft_labels(root:Any, # a folder, or a zip file, of images
                 labels:Any, # a table: file name, then one column a class; or an npy file: `(N, K)` for the sorted names
-                valid:float=.1, test:float=.1, seed:int=0,
+                valid:float=.1, test:float=.1, # valid, test: shares, where no column says which
+                seed:int=0,         # of the drawn parts
                 rescale:bool=False, # divide rows that are rounded or in percent by their sum
                )->Splits:
     """Any images with your own probabilities or votes; a column `split` (train, valid, test) names the parts, others

@@ -41,7 +41,10 @@ def confusion(probs:Tensor,  # `(N, K)`
     k = probs.shape[1]
     return torch.bincount(labels*k + probs.argmax(-1), minlength=k*k).view(k, k)
 
-def wilson(right:int, rows:int, z:float=1.96)->tuple: # low, high; (0, 1) without rows
+def wilson(right:int,    # rows that are right
+           rows:int,     # of so many
+           z:float=1.96  # normal quantile of the level: 95 %
+          )->tuple:      # low, high; (0, 1) without rows
     "Wilson's 95 % interval of a share, to four digits."
     if not rows: return 0., 1.
     middle, half = right + z*z/2, z*math.sqrt(right*(rows-right)/rows + z*z/4)
@@ -67,7 +70,9 @@ def per_class(counts:Tensor, # of `confusion`
 # %% ../../nbs/vision/judged.ipynb #34eb8005
 _MOST_CLASSES = 30 # of a matrix whose names can still be read
 
-def draw_confusion(counts:Tensor, classes:list)->Any: # a matplotlib figure
+def draw_confusion(counts:Tensor, # `(K, K)` of `confusion`
+                   classes:list   # K names
+                  )->Any:         # a matplotlib figure
     "The matrix of `confusion`, of many classes those with the most mistakes."
     import matplotlib.pyplot as plt
     wrong = counts.sum(0) + counts.sum(1) - 2*counts.diagonal()
@@ -87,8 +92,8 @@ def draw_confusion(counts:Tensor, classes:list)->Any: # a matplotlib figure
     return fig
 
 # %% ../../nbs/vision/judged.ipynb #08c1822c
-def worst_mistakes(probs:Tensor, labels:Tensor, # `(N, K)`, `(N,)`
-                   count:int=12)->Tensor:       # rows, the worst first
+def worst_mistakes(probs:Tensor, labels:Tensor, # probs: `(N, K)`; labels: `(N,)` class ids
+                   count:int=12)->Tensor:       # count: at most; return: rows, the worst first
     "The wrong rows by the probability of their true class."
     own = probs.gather(1, labels[:, None])[:, 0]
     wrong = (probs.argmax(-1) != labels).nonzero()[:, 0]
@@ -101,7 +106,8 @@ def _thumbnail(image, side=96): # pixels: what a figure of six columns shows
 
 def draw_mistakes(part:ImageSet,  # of the images
                   rows:list,      # numbers in the part, one for each row of `probs`; None: not known
-                  probs:Tensor, labels:Tensor, classes:list, count:int=12)->Any: # a matplotlib figure; None: none
+                  probs:Tensor, labels:Tensor, # probs: `(N, K)`; labels: `(N,)` class ids
+                  classes:list, count:int=12)->Any: # classes: K names; count: at most; return: a figure; None: none
     "The worst mistakes as pictures, each with what it is and what it was taken for."
     import matplotlib.pyplot as plt
     worst = worst_mistakes(probs, labels, count).tolist()
@@ -117,7 +123,8 @@ def draw_mistakes(part:ImageSet,  # of the images
     return fig
 
 # %% ../../nbs/vision/judged.ipynb #85d9a5de
-def readable_rows(part:ImageSet, corrupt:list, # what a training names as unreadable: names with reasons
+def readable_rows(part:ImageSet,               # of the images
+                  corrupt:list,                # what a training names as unreadable: names with reasons
                   count:int,                   # rows of logits
                  )->list:                      # the numbers of these images, None where they cannot be told
     "The images of a part that were read. A warning where there are not so many: then no row has a name."
@@ -125,10 +132,10 @@ def readable_rows(part:ImageSet, corrupt:list, # what a training names as unread
     if len(rows) == count: return rows
     warnings.warn(f"{count} rows of logits for {len(rows)} images that can be read: the rows have no names")
 
-def save_predictions(path:Any, part:ImageSet,
+def save_predictions(path:Any, part:ImageSet, # path: of the file; part: of the images
                      rows:list,     # of `readable_rows`
-                     probs:Tensor, labels:Tensor, # `(N, K)`, `(N,)`
-                     classes:list)->Any: # K names
+                     probs:Tensor, labels:Tensor, # probs: `(N, K)`; labels: `(N,)` class ids
+                     classes:list)->Any: # classes: K names
     "Write the predictions of a part as CSV, atomically."
     soft, top = part.targets.ndim == 2 and rows is not None, usual_top(len(classes))
     more = [*(['p_label'] if top else []), *(f'q_{c}' for c in classes if soft)]
@@ -141,7 +148,7 @@ def save_predictions(path:Any, part:ImageSet,
             write([name, classes[label], *own, *q, *cells(p, classes, top)])
 
 # %% ../../nbs/vision/judged.ipynb #0c30302c
-def soft_scores(probs:Tensor, targets:Tensor)->dict: # `(N, K)` both
+def soft_scores(probs:Tensor, targets:Tensor)->dict: # probs, targets: `(N, K)`; return: numbers by name
     "Scores of probabilities against label distributions, by the names that they have in `softnce.calibration`."
     scores = (negative_log_likelihood, kl_divergence, brier_score, total_variation, expected_accuracy,
               entropy_correlation)

@@ -147,7 +147,7 @@ def predict_files(model:Model,      # of `find_model`
                   top:int|None=None, # the k largest; None: a column for each of up to 100 classes, else 5
                   weights:str|None=None, # 'last' or 'best'; None: those that count
                   device:str='auto', # or 'cpu'
-                  batch_size:int=64)->list: # of the files that cannot be read: path and reason
+                  batch_size:int=64)->list: # batch_size: images at a time; return: unreadable files: path and reason
     "Predict images in files, and name those that are none on stderr. UsageError before anything heavy is imported."
     if device not in ('auto', 'cpu'): raise UsageError(f"device must be auto | cpu; got {device!r}")
     check_entries(model)

@@ -64,7 +64,7 @@ def settings(name:str,      # recipe; None: the data set's, 'small' for one with
              dataset:str,   # of `softnce.vision.images.load`
              loss:str,      # a key of `NAMES`
              explicit:dict, # settings that were asked for; None values are left to the recipe
-            )->dict:
+            )->dict:        # by name
     "The recipe's settings with the explicit ones in their place. ValueError for an unknown name or another type."
     out = recipe(name or (dataset if dataset in ('digits', *_PAPERS) else 'small'), loss)
     for k, v in explicit.items():

@@ -49,7 +49,7 @@ def make_loss(name:str,       # a key of `NAMES`
               noise_size:int=4096, # of queue and fresh
               noise_lam:float=1., # weight of the first of two labels of a noise target (fresh, closed_form)
               noise_epsilon:float=0., # smoothing of the noise targets (fresh, closed_form)
-             )->Any:
+             )->Any:            # the module
     "A loss module by name, with its noise source; ValueError naming what exists."
     if name not in LOSSES: raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
     source = _noise_source(noise, noise_size, noise_lam, noise_epsilon)
@@ -60,7 +60,8 @@ def make_loss(name:str,       # a key of `NAMES`
 def loaders(data:Any, # `Splits`
             s:dict,  # `settings`
             loss:str, # a key of `NAMES`; a hard one gets ids drawn from the mixed targets
-            seed:int=0, num_workers:int=0, device:Any='cpu', rank:int=0, world:int=1)->dict:
+            seed:int=0, num_workers:int=0, device:Any='cpu', # seed, num_workers, device: as of `Batches`
+            rank:int=0, world:int=1)->dict: # rank, world: as of `Batches`; return: train, valid, test
     "Batches of the three parts: augmented and mixed for training, in order for the others."
     in_files = not isinstance(data.train.images, torch.Tensor) # tensors are neither cropped nor erased
     def view(train):
@@ -99,7 +100,9 @@ def train_images(dataset:dict, # arguments of `load`
                  s:dict,       # `settings`, with `lr`
                  loss:dict,    # arguments of `make_loss` but for the labels
                  folder:Any,   # where `last.pt` and `result.pt` are kept
-                 seed:int=0, device:Any='auto', num_workers:int=0, on_epoch:Any=None,
+                 seed:int=0,   # of the model and the batches
+                 device:Any='auto', num_workers:int=0, # device: 'auto', 'cpu' or another; num_workers: that read images
+                 on_epoch:Any=None, # called with the row of each epoch
                  **config:Any, # other fields of `TrainConfig`
                 )->dict: # valid, test: logits and labels; last: the last row; corrupt: names; weights: their number
     "One training, resumed or read back if it is finished. On each rank the same call, as `launch_nodes` makes it."

@@ -59,18 +59,18 @@ class ImageSet:
     def part_votes(self)->Tensor: # `(n,)` of its own rows, or None
         return None if self.votes is None else self.votes[self.rows]
 
-    def name(self, i:int)->str: # of the file, or a number
+    def name(self, i:int)->str: # i: number in the part; return: of the file, or a number
         row = int(self.rows[i])
         return str(self.images.names[row]) if isinstance(self.images, Files) else f'image {row}'
 
-    def image(self, i:int)->Any: # a tensor `(C, H, W)`, or a PIL image
+    def image(self, i:int)->Any: # i: number in the part; return: a tensor `(C, H, W)`, or a PIL image
         x = self.images[int(self.rows[i])]
         return Image.fromarray(x) if isinstance(x, np.ndarray) else x
 
-    def target(self, i:int)->Tensor: # a class id, or `(K,)` probabilities
+    def target(self, i:int)->Tensor: # i: number in the part; return: a class id, or `(K,)` probabilities
         return self.targets[self.rows[i]]
 
-    def take(self, rows:Any)->'ImageSet': # the rows of this part with these numbers
+    def take(self, rows:Any)->'ImageSet': # rows: numbers in the part; return: the part of these
         return replace(self, rows=self.rows[torch.as_tensor(rows, dtype=torch.long)])
 
 # %% ../../nbs/vision/splits.ipynb #0e119f17
@@ -78,12 +78,12 @@ class ImageSet:
 class Splits:
     """Three disjoint parts of a data set. ValueError unless there are two classes or more, each to train on, targets of
     these classes only, no part without images, and no image in two parts."""
-    train:ImageSet
+    train:ImageSet # what is learned from
     valid:ImageSet # model selection and temperatures
     test:ImageSet  # reported, never selected on
     classes:list   # names, K of them
     mean:tuple     # of each channel, to normalise with
-    std:tuple
+    std:tuple      # of each channel
     size:int = None # pixels a side where all images agree
     note:str = ''   # what the reported part is
     source:str = 'the data set' # where it comes from, for messages
@@ -106,7 +106,8 @@ class Splits:
     @property
     def num_classes(self)->int: return len(self.classes)
     @property
-    def parts(self)->dict: return dict(train=self.train, valid=self.valid, test=self.test)
+    def parts(self)->dict: # the three by name
+        return dict(train=self.train, valid=self.valid, test=self.test)
 
 # %% ../../nbs/vision/splits.ipynb #a7e00431
 def _check_targets(part, num_classes, where):

@@ -151,12 +151,12 @@ def _network_of(data, s): # arguments of `make_model`
 # %% ../../nbs/vision/use.ipynb #6ed25236
 def save_model(folder:Any,    # of the model, such as `run.dir/'model'`
                checkpoints:Any, # the folder of the training's checkpoints
-               data:Any, s:dict, # `Splits` and `settings` of the training
+               data:Any, s:dict, # data: `Splits` of the training; s: its `settings`
                loss:dict,     # arguments of `make_loss` but for the labels
                valid:Any,     # logits and labels of the validation part
                used:str='last', # the weights that count: 'last' or 'best'
                **facts:Any,   # more that is to be kept, plain values
-              )->Any:
+              )->None:
     "Write the folder of a finished training, whole or not at all."
     module = make_loss(**loss, labels=data.train.part_targets, num_classes=data.num_classes)
     kind = target_kind(data, s, loss['name'])
@@ -195,7 +195,10 @@ def _opened(image): # a PIL image, from a path or as it is
 # %% ../../nbs/vision/use.ipynb #1a5c7c79
 class ImageModel:
     "A trained classifier with what it takes to use it."
-    def __init__(self, network:Any, read_out:Any, transform:Any, about:Any):
+    def __init__(self, network:Any, # `nn.Module`, of images to logits
+                 read_out:Any,      # of logits to probabilities
+                 transform:Any,     # of a PIL image to a tensor
+                 about:Any):        # what its folder's `config.json` says
         self.model:nn.Module = network         # `(N, C, size, size)` to `(N, K)` logits, in evaluation mode
         self.transform:Transform = transform   # a PIL image to `(C, size, size)`
         self.about:dict = about                # all that `config.json` says
@@ -211,7 +214,7 @@ class ImageModel:
         how, logits = self.how_read, logits.double()
         return how(logits) if fitted else how.loss.probs(logits, self.about['epsilon'], how.targets)
     @torch.inference_mode()
-    def logits(self, images:Tensor)->Tensor: # `(N, C, size, size)` to `(N, K)`, on the CPU
+    def logits(self, images:Tensor)->Tensor: # images: `(N, C, size, size)`; return: `(N, K)`, on the CPU
         device = next(self.model.parameters()).device
         return self.model(images.to(device)).float().cpu()
     def predict(self, images:Any, # paths, PIL images, one of them, or a tensor `(N, C, size, size)` from `transform`

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from softnce.losses import SoftTargetInfoNCE
-from softnce.runs import (as_text, at_best_rate, difference, find_experiment, half_width, ledgers, needs,
+from softnce.runs import (as_text, at_best_rate, difference, find_experiment, half_width, holm, ledgers, needs,
                           read_ledger, resolve, run_experiment, run_id, write_ledger)
 from softnce.runs.ledgers import ledger_path
 from softnce.targets import one_hot, smooth
@@ -71,14 +71,16 @@ def test_columns_of_graphs_by_hand():
         rows += [dict(loss=loss, fold=fold, stack=str(i), **common, **dict.fromkeys(shown, v))
                  for i, v in enumerate(values)]
     rows = pd.DataFrame(rows)
-    class Run:
-        def __getattr__(self, name): return lambda *args: None
-    space = dict(pd=pd, rows=rows, run=Run(), losses=losses, NAMES={l: l for l in losses}, SHOWN=shown, as_text=as_text,
-                 difference=difference)
-    for start in ('def fold_means', 'def differences_of'):
-        exec(next(c for c in cells('cell_types') if c.startswith(start)), space)
+    space = dict(pd=pd, losses=losses, NAMES={l: l for l in losses}, half_width=half_width, difference=difference,
+                 holm=holm)
+    for name in ('def fold_means', 'def differences_of'):
+        exec(next(c for c in cells('cell_types') if name in c), space)
     assert space['columns_of'](rows).loc['nll', 'top-1'].startswith('60.0 ± ')  # (.3 + .9)/2, not 1.5/3
     assert space['differences_of'](rows).loc['nll', 'top-1'].startswith('+25.0 ± ')  # (.1 + .4)/2
+    again = pd.concat([rows, rows.assign(seed=1), rows.assign(seed=2)])  # the folds are the sample, not the seeds
+    for made in ('columns_of', 'differences_of'): assert space[made](again).equals(space[made](rows))
+    half = scipy.stats.t.ppf(.975, 1)*scipy.stats.sem([10., 40.])
+    assert space['differences_of'](again).loc['nll', 'top-1'] == f'+25.0 ± {half:.1f}'
 
 
 def test_the_ledger_of_graphs():
@@ -92,7 +94,7 @@ def test_the_ledger_of_graphs():
 def test_the_papers_numbers():
     "The tables against the differences that the paper's section 4.1 states in words."
     space = {'pd': pd, 'losses': LOSSES, 'NAMES': {k: k for k in LOSSES}}
-    exec(next(c for c in cells('tables') if c.startswith('losses =')), space)
+    exec(next(c for c in cells('tables') if '\nlosses = ' in c), space)
     t1, t2 = space['table1'], space['table2']
     def gap(a, b, column): return round(t1.loc[a, column] - t1.loc[b, column], 2)
     nce, ce = 'soft_target_info_nce', 'soft_target_cross_entropy'
@@ -107,7 +109,7 @@ def test_the_papers_numbers():
 # ---- the ledgers
 
 LEDGERS = sorted(p for n in SWEEPS for p in ledger_path(n).parent.glob(f'{n}*.csv')
-                 if not re.search('bins|matched', p.name))
+                 if not re.search('bins|matched|small|shrinkage', p.name))
 
 
 def test_every_sweep_has_a_ledger():

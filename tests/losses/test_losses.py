@@ -554,8 +554,7 @@ def test_position_posterior_of_labels():
 
 
 def test_position_posterior_of_soft_distributions():
-    """Eq. (26)-(28), (30): the positive's law is p_eps; (31): at eta = xi the ratio is (1-eps) p/xi + eps, times xi it
-    is Eq. (13)."""
+    "Eq. (26)-(28), (30): the positive's law is p_eps; every tuple, Bayes' rule against exp(-loss)."
     eps, xi, eta, p = .3, o.noise(3, 2), o.noise(3, 1), o.simplex(1, 3, 41)[0]
     p_eps = smooth(p[None], eps, xi)[0]
     for t in itertools.product(range(3), repeat=3):
@@ -565,9 +564,24 @@ def test_position_posterior_of_soft_distributions():
         assert abs(math.prod(en)*sum(a/b for a, b in zip(pe, en))/3 - sum(like)/3) < 1e-15            # (27)
         loss = info_nce(p_eps.log()[None], torch.tensor(t[:1]), noise_probs=eta, noise_samples=torch.tensor(t[1:]))
         assert abs(math.exp(-float(loss)) - o.posterior_by_bayes(like)[0]) < 1e-12                    # (28), (30)
-    ratio = p_eps/xi
-    o.same(ratio, (1 - eps)*p/xi + eps, 1e-15)
-    o.same(xi*ratio, (1 - eps)*p + eps*xi, 1e-15)
+
+
+def test_where_soft_distribution_info_nce_ends():
+    """Eq. (31): positives from p_eps, noise xi = eta: the scores end at log((1-eps) p/xi + eps), up to a constant; by
+    Newton's method on the package's loss over every tuple, from scores of zero."""
+    eps, xi, p = .3, [.5, .2, .3], [.6, .3, .1]
+    limit = torch.tensor([1.14, 1.35, 1.6/3], dtype=torch.float64)  # (1-eps) p/xi + eps, by hand
+    px, noise = torch.ones(1, dtype=torch.float64), torch.tensor(xi, dtype=torch.float64)
+    def ends(law):
+        s = torch.zeros(1, 3, dtype=torch.float64)
+        run = lambda s: expected_info_nce(s[None], px, torch.tensor([law], dtype=torch.float64), noise, 2)
+        for _ in range(7):
+            hessian = torch.autograd.functional.hessian(run, s[0]) + torch.ones(3, 3)
+            s = s - torch.linalg.solve(hessian, torch.func.grad(run)(s[0]))
+        return s[0].softmax(0)
+    smoothed = ends([(1 - eps)*a + eps*b for a, b in zip(p, xi)])
+    o.same(smoothed, limit/limit.sum(), 1e-10)
+    assert (ends(p) - smoothed).abs().max() > .04  # labels drawn from p end elsewhere
 
 
 # ---------------------------------------------------------------- optima in expectation, by enumeration

@@ -210,8 +210,10 @@ def test_a_long_section_is_named(tmp_path):
     def section(name, n):
         return f"      - section: {name}\n        contents:\n" + "".join(f"          - {i}.ipynb\n" for i in range(n))
     text = "website:\n  sidebar:\n    contents:\n      - text: Home\n        href: index.ipynb\n"
-    put(tmp_path/"nbs"/"sidebar.yml", text + section("Nine", 9) + section("Ten", 10))
-    assert list(rules.short_sections(tmp_path)) == ["nbs/sidebar.yml: section Ten has 10 pages, at most 9 are allowed"]
+    inner = "".join("    "+o for o in section("Inner", 13).splitlines(True))
+    put(tmp_path/"nbs"/"sidebar.yml", text + section("Twelve", 12) + section("Long", 13) + section("Outer", 11) + inner)
+    said = "nbs/sidebar.yml: section {} has 13 pages, at most 12 are allowed".format
+    assert list(rules.short_sections(tmp_path)) == [said("Long"), said("Inner")]
 
 
 # ---------------------------------------------------------------- exported names

@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from softnce.experiments import gmm
@@ -39,6 +40,26 @@ def test_eq(number): CHECKS[number]()
 
 def test_every_number_has_a_check():
     assert sorted(CHECKS) == list(range(1, 54))
+
+
+def without(function, **forced):
+    "The function with some arguments overruled: a loss that forgets them."
+    return lambda *args, **given: function(*args, **{**given, **forced})
+
+
+@pytest.mark.parametrize('number, room, name, mutant', [
+    (11, losses, 'soft_target_info_nce', without(losses.soft_target_info_nce, noise_probs=None)),
+    (11, losses, 'soft_target_info_nce', without(losses.soft_target_info_nce, noise_samples=None)),
+    (31, losses, 'soft_distribution_info_nce', without(losses.soft_distribution_info_nce, noise_probs=None)),
+    (31, losses, 'soft_distribution_info_nce', without(losses.soft_distribution_info_nce, temperature=2.)),
+    (51, information, 'info_nce_bound', lambda loss, n, **_: math.log(n + 2) - loss),
+    (51, losses, 'info_nce', without(losses.info_nce, noise_probs=None)),
+    (52, information, 'soft_conditional_entropy', lambda joint, eps: information.conditional_entropy(joint)),
+    (52, information, 'soft_conditional_entropy', lambda joint, eps: information.mutual_information(joint))])
+def test_a_check_can_fail(number, room, name, mutant, monkeypatch):
+    "A loss or a bound with one thing wrong does not pass."
+    monkeypatch.setattr(room, name, mutant)
+    with pytest.raises(AssertionError): CHECKS[number]()
 
 
 # ---------------------------------------------------------------- tools
@@ -254,19 +275,34 @@ def _():
     holds(gradient(mean_over_pairs(lambda own, other: torch.nn.functional.softplus(other - own)), truth), [0.]*3)
 
 
+COARSE, COARSE_WEIGHTS = (v.tolist() for v in np.polynomial.legendre.leggauss(5))
+FEW = [([(1+u)/2, (1-u)*(1+v)/4, (1-u)*(1-v)/4], a*b*(1-u)/8)                 # the simplex by 25 points
+       for (u, a), (v, b) in itertools.product(zip(COARSE, COARSE_WEIGHTS), repeat=2)]
+
+
+def package_mean(logits, eta=ETA):
+    "The package's loss of a positive from CC(P) and one noise target from CC(ETA), its mean by quadrature."
+    total = 0.
+    for (a, v), (b, w) in itertools.product(FEW, repeat=2):
+        loss = losses.soft_target_info_nce(logits[None], t([a]), noise_probs=t(eta), noise_samples=t([b]))
+        total = total + v*density(a, P)*w*density(b, ETA)*loss
+    return total
+
+
 @equation(11)
 def _():
-    mean_loss, truth = mean_over_pairs(lambda own, other: torch.nn.functional.softplus(other - own)), t(RATIO).log()
-    holds([DATA.sum(), NOISE.sum()], [1., 1.])
-    holds(gradient(mean_loss, truth), [0.]*3)
-    for move in (t([.5, 0, 0]), t([0, -.5, .2])): assert mean_loss(truth + move) > mean_loss(truth) + 1e-4
-    holds(mean_loss(truth + 3.), mean_loss(truth))  # exp(alpha.s) is the density ratio up to a factor only
-    fails(torch.exp(t(TUPLE[0]) @ (truth + 3.)), density(TUPLE[0], P)/density(TUPLE[0], ETA), by=20.46)
+    # the optimum of the package's loss under CC targets is the truth: logits log p with the noise correction
+    slope = gradient(package_mean, [math.log(p) for p in P])
+    holds(slope, [0.]*3, tol=1e-7)                                                     # what 25 points can hold
+    fails(gradient(package_mean, [math.log(p/q) for p, q in zip(P, ETA)]), [0.]*3, by=.02127)
     eta, logits = t([.4, .4, .2]), t([S, [0., 1., 1.], [.3, -1., 2.]])
     rows = losses.soft_target_info_nce(logits, t(TUPLE), noise_probs=eta, temperature=.7, reduction='none')
     for i in range(3):
         s = [l/.7 - math.log(e) for l, e in zip(floats(logits[i]), floats(eta))]
         holds(rows[i], -math.log(math.exp(energy(TUPLE[i], s))/sum(math.exp(energy(a, s)) for a in TUPLE)))
+    # exp(alpha.s) is the density ratio up to a factor only
+    truth = t(RATIO).log()
+    fails(torch.exp(t(TUPLE[0]) @ (truth + 3.)), density(TUPLE[0], P)/density(TUPLE[0], ETA), by=20.46)
 
 
 def eq12(s, T, k):
@@ -658,19 +694,39 @@ def _():
     assert repeated.unique().numel() == 3
 
 
+def package_tuples(positive, labels=one_hot):
+    "The package's loss, its mean over every tuple of a positive label from `positive` and two noise labels from ETA."
+    def mean_loss(logits):
+        return sum(positive[a]*ETA[b]*ETA[c]*losses.soft_distribution_info_nce(
+            logits[None], labels(torch.tensor([a]), 3).double(), noise_probs=t(ETA), noise_samples=torch.tensor([b, c]),
+            generator=torch.Generator().manual_seed(0)) for a, b, c in TRIPLES)
+    return mean_loss
+
+
+def least(mean_loss, steps=7):
+    "Newton's method from logits of zero: where a convex loss ends, first entry zero."
+    l = torch.zeros(3, dtype=torch.float64)
+    for _ in range(steps):
+        curvature = torch.autograd.functional.hessian(mean_loss, l) + torch.ones(3, 3)
+        l = l - torch.linalg.solve(curvature, gradient(mean_loss, l))
+    return l - l[0]
+
+
 @equation(31)
 def _():
-    limit = [(1 - EPS)*p/x + EPS for p, x in zip(P, ETA)]             # eta = xi
-    holds(limit, [a/b for a, b in zip(SOFT, ETA)])
-    holds(gradient(sampled_loss(eq30), [math.log(v) + 2. for v in limit]), [0.]*3)   # proportional: any factor will do
-    holds([v*x for v, x in zip(limit, ETA)], SOFT)
-    # the read-out: with labels drawn from ETA as noise
-    logits = t([[math.log(v*x) for v, x in zip(limit, ETA)]])
-    holds(losses.SoftDistributionInfoNCE(noise_probs=t(ETA), noise_samples=Fresh(2)).probs(logits + 2.)[0], SOFT)
-    # the unsmoothed ratio is not the limit
-    fails(gradient(sampled_loss(eq30), [math.log(r) for r in RATIO]), [0.]*3, by=.03147)
-    # times xi it is the density after normalisation only
-    fails([math.exp(2.)*v*x for v, x in zip(limit, ETA)], SOFT, by=3.706)
+    # (1-eps) p/xi + eps by hand for p = (.6, .3, .1), xi = (.5, .2, .3), eps = .2, and where training the package ends
+    limit = [1.16, 1.4, 7/15]
+    found = least(package_tuples([.58, .28, .14]))
+    scores = (found - t(ETA).log()).exp()
+    holds(scores/scores.sum(), [v/sum(limit) for v in limit], tol=1e-10)
+    # times xi, after normalisation, it is (1-eps) p + eps xi: the read-out
+    module = losses.SoftDistributionInfoNCE(noise_probs=t(ETA), noise_samples=Fresh(2))
+    holds(module.probs(found[None] + 2.)[0], [.58, .28, .14], tol=1e-10)
+    fails(scores*t(ETA)*math.exp(2.)/(scores*t(ETA)).sum(), [.58, .28, .14], by=3.706)  # not before it
+    # labels that are not smoothed end at p/xi
+    scores = (least(package_tuples(P)) - t(ETA).log()).exp()
+    holds(scores/scores.sum(), [v/sum(RATIO) for v in RATIO], tol=1e-10)
+    fails(scores/scores.sum(), [v/sum(limit) for v in limit], by=.0443)
 
 
 # ---------------------------------------------------------------- Eqs. (32)-(38)
@@ -840,24 +896,49 @@ def _():  # Eq. (17) again, used in Eq. (51): minus the expectation in Eq. (49)
     for table in (JOINT, FINE): holds(-terms(table, EPS)[49][1], information.soft_conditional_entropy(t(table), EPS))
 
 
+def by_scipy(table, eps):
+    "I(Z;Y) + H(Y|Z) and H_eps(Y|Z) of a table, by SciPy's entropies."
+    soft, label, weight = np.array(soften(table, eps)), np.array(py(table)), np.array(pz(table))
+    rows = scipy.stats.entropy(soft/soft.sum(1, keepdims=True), axis=1)
+    return scipy.stats.entropy(label), float(weight @ rows)
+
+
+def package_loss(table, eps, n, tilt=0.):
+    "The mean over tuples of the package's InfoNCE with a critic: the true ratio, tilted."
+    soft, label = soften(table, eps), py(table)
+    logits = t([[math.log(v) + tilt*y for y, v in enumerate(row)] for row in given_z(soft)])
+    def of_tuple(z, ys):
+        return losses.info_nce(logits[[z]], torch.tensor([ys[0]]), noise_probs=t(label),
+                               noise_samples=torch.tensor(ys[1:])).item()
+    return mean_over_tuples(soft, n, of_tuple, label)
+
+
 @equation(51)
-def _():  # Eq. (49) into Eq. (38), with the constant that holds
-    for table, eps, n in itertools.product((JOINT, SKEWED), (0., EPS, .9), (1, 3)):
-        holds(math.log(n + 1) - line(49, table, eps), eq38(soften(table, eps), n, candidates=True))
-        left, right = bound_holds(table, eps, n)
-        holds(left, line(49, table, eps))
-        assert left >= right - 1e-13
+def _():
+    for eps, n, tilt in itertools.product((0., EPS, .9), (1, 3), (0., .5)):
+        entropy_of_labels, conditional = by_scipy(JOINT, eps)
+        left, loss = entropy_of_labels - conditional, package_loss(JOINT, eps, n, tilt)
+        holds(information.soft_information(t(JOINT), eps), left)
+        bound = information.info_nce_bound(loss, n)
+        assert bound <= left + 1e-13
+        holds(bound, math.log(n + 1) - loss)
+        if not tilt: holds(information.optimal_info_nce(t(JOINT), eps, n), loss)
+        if tilt: assert bound < information.info_nce_bound(package_loss(JOINT, eps, n), n) - 1e-3
+    # no larger constant will do: where labels say nothing, log(N+2) is above the left side
+    loss, (entropy_of_labels, conditional) = package_loss(JOINT, 1., 3), by_scipy(JOINT, 1.)
+    fails(math.log(5) - loss, entropy_of_labels - conditional, by=math.log(5/4))
 
 
 @equation(52)
 def _():
-    for table in TABLES:
-        soft = soften(table, EPS)
-        joint_entropy = entropy([v for row in soft for v in row])
-        holds(information.soft_conditional_entropy(t(table), EPS), joint_entropy - entropy(pz(table)))
-    soft = soften(JOINT, EPS)
-    with_x = entropy([v for row in soft for v in row]) - entropy(pz(FINE))  # H(X) as printed
-    fails(with_x, entropy_given_z(soft), by=math.log(2))
+    for table, eps in itertools.product(TABLES, (EPS, .7)):
+        _, conditional = by_scipy(table, eps)
+        soft = np.array(soften(table, eps))
+        holds(scipy.stats.entropy(soft.ravel()) - scipy.stats.entropy(soft.sum(1)), conditional)
+        holds(information.soft_conditional_entropy(t(table), eps), conditional)
+    # H(X) as printed: four x, of which z merges two by two, all equally likely
+    with_x = scipy.stats.entropy(np.array(soften(JOINT, EPS)).ravel()) - scipy.stats.entropy([.25]*4)
+    fails(with_x, by_scipy(JOINT, EPS)[1], by=.6931)
 
 
 @equation(53)

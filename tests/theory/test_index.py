@@ -100,7 +100,9 @@ def test_every_anchor_is_one_heading_of_its_page():
 
 # ---------------------------------------------------------------- errata
 def errata(): return pages()['theory/errata.ipynb']
-def sections(nb): return [line[3:] for c in nb['cells'] for line in lines(c) if line.startswith('## ')]
+def sections(nb): # that an entry leads to
+    found = [line[3:] for c in nb['cells'] for line in lines(c) if line.startswith('## ')]
+    return [name for name in found if name != 'A question']
 
 
 def named(text):
@@ -130,7 +132,7 @@ def test_every_section_of_the_errata_computes_something():
 
 
 def test_the_verdicts_of_the_index_are_the_errata():
-    "Corrected with its links where an entry is about the equation; as printed where entries are about the text alone."
+    "Corrected with its links where an entry is about the equation; exact where entries are about the text alone."
     wanted = {n: [] for n in NUMBERS}
     for line in (line for c in errata()['cells'] for line in lines(c)):
         if not (entry := re.match(r'\| ([^|]*) \|.*\]\(#([^)]*)\) \|$', line)): continue
@@ -140,7 +142,7 @@ def test_the_verdicts_of_the_index_are_the_errata():
     assert len(found) == len(NUMBERS)
     for n, verdict in found:
         assert re.findall(r'\]\(errata\.ipynb#([^)]*)\)', verdict) == wanted[int(n)], n
-        assert verdict.strip().startswith('corrected: ' if wanted[int(n)] else 'as printed'), n
+        assert verdict.strip().startswith('corrected: ' if wanted[int(n)] else 'exact'), n
     assert sum(not links for links in wanted.values()) > 20
 
 
@@ -172,3 +174,50 @@ def test_a_faulty_table_is_found():
     assert any('rows' in o for o in table_faults(books, table.replace('| (17) |', '| (18) |')))
     assert any(o.startswith('(7) leads to')
                for o in table_faults(books, re.sub(r'(\| \(7\) .*)#which', r'\1#what', table)))
+
+
+# ---------------------------------------------------------------- the pages of the theory
+THEORY = sorted(p for p in (NBS/'theory').glob('[!._]*.ipynb') if p.stem != 'index')
+
+
+def source(cell): return ''.join(cell['source'])
+
+
+def figure_faults(cells):
+    "Figures without text for those who do not see them, without a caption, or wider than a page."
+    for cell in cells:
+        if cell['cell_type'] != 'code' or re.search(r'^#\|\s*eval:\s*false', source(cell), re.MULTILINE): continue
+        drawn = any('image/png' in o.get('data', {}) for o in cell['outputs'])
+        for width in re.findall(r'figsize=\(([\d.]+)', source(cell)):
+            if float(width) > 6.4: yield f'{width} inches wide'
+        for option in ('fig-alt', 'fig-cap'):
+            if drawn and not re.search(rf'^#\| {option}: "[^"]+"$', source(cell), re.MULTILINE): yield f'no {option}'
+
+
+def question_faults(cells):
+    "It ends with a question, and an answer that is computed and folded."
+    text, answer = cells[-2:]
+    if '## A question' not in source(text) or '?' not in source(text).split('## A question')[-1]: yield 'no question'
+    if not source(answer).startswith('#| code-fold: true\n#| code-summary: Answer\n'): yield 'the answer is not folded'
+    if not answer.get('outputs'): yield 'the answer was not computed'
+
+
+@pytest.mark.parametrize('path', THEORY, ids=lambda p: p.stem)
+def test_a_page_of_theory(path):
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    assert list(figure_faults(cells)) == [] and list(question_faults(cells)) == []
+    if path.stem != 'notation': assert any('notation.ipynb' in source(c) for c in cells if c['cell_type'] == 'markdown')
+
+
+def test_faults_of_a_page_are_found():
+    def cell(kind, text, outputs=()): return dict(cell_type=kind, source=text, outputs=list(outputs))
+    picture = dict(data={'image/png': ''})
+    drawn = cell('code', 'fig, ax = plt.subplots(figsize=(6.5, 3))', [picture])
+    assert list(figure_faults([drawn])) == ['6.5 inches wide', 'no fig-alt', 'no fig-cap']
+    good = '#| fig-alt: "seen"\n#| fig-cap: "said"\nfig, ax = plt.subplots(figsize=(6.4, 3))'
+    assert list(figure_faults([cell('code', good, [picture])])) == []
+    asked, answer = cell('markdown', '## A question\n\nWhy?'), cell('code', '1 + 1')
+    assert list(question_faults([asked, answer])) == ['the answer is not folded', 'the answer was not computed']
+    assert list(question_faults([answer, asked]))[0] == 'no question'
+    folded = '#| code-fold: true\n#| code-summary: Answer\n1 + 1'
+    assert list(question_faults([asked, cell('code', folded, ['2'])])) == []
