@@ -168,11 +168,11 @@ def complete(path, problem:Problem, names, modes, env:dict)->bool:
 # %% ../../nbs/experiments/code/bench.ipynb #6e7c7764
 def fill_ledger(problems:list,  # of `Problem`, small ones first; each is dropped when it is done
                 path:Any,       # the ledger
-                modes:tuple=MODES,
+                modes:tuple=MODES, # what is timed
                 fresh:bool=False, # measure again what the ledger has
                 timer:str='events', # as for `environment`
                 until:float=float('inf'), # of `time.monotonic`: no size is begun from then on
-                **how:Any)->bool: # `budget`, `limit`, `rounds`, `seconds`; whether all sizes are in the ledger
+                **how:Any)->bool: # how: `budget`, `limit`, `rounds`, `seconds`; whether all sizes are in the ledger
     "Measure all available providers at each size, and write the rows size by size; complete sizes are skipped."
     last = {}
     for i, p in enumerate(problems):
