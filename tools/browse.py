@@ -204,7 +204,7 @@ def sample(root=ROOT):
     def first(o):
         if isinstance(o, str): return o
         return o.get("href") or first(next((c for c in o["contents"] if "index" not in str(c)), o["contents"][0]))
-    return sorted({first(o).replace(".ipynb", ".html") for o in sidebar(root)})
+    return sorted({str(Path(first(o)).with_suffix(".html")) for o in sidebar(root)})
 
 
 def browse(docs, names, workers=min(4, os.cpu_count() or 1)):

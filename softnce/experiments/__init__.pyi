@@ -15,7 +15,6 @@ from .gmm_study import settings_grid as settings_grid
 from . import gmm_alternatives as gmm_alternatives
 from .gmm_alternatives import GMM_READINGS as GMM_READINGS
 from .gmm_alternatives import GMM_SWEEP_KEY as GMM_SWEEP_KEY
-from .gmm_alternatives import OPTIMIZERS as OPTIMIZERS
 from .gmm_alternatives import gmm_measures as gmm_measures
 from .gmm_alternatives import gmm_reading as gmm_reading
 from .gmm_alternatives import gmm_sweep_jobs as gmm_sweep_jobs

@@ -26,7 +26,6 @@ mixed by a lambda of their own, Beta(.8, .8), and smoothed. `shrinkage` is what 
 # %% ../../nbs/experiments/code/small_batches.ipynb #ebef9c18
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -213,7 +212,8 @@ def train_stack(setting:BatchSetting,
 def scores_of(logits, valid_logits, valid_labels, labels=None): # of one training
     "NLL of the validation part after its temperature; with `labels` all scores of the reported part."
     T = fit_temperature(valid_logits, valid_labels)
-    if labels is None: return dict(nll_fitted=negative_log_likelihood((valid_logits.double()/T).softmax(1), valid_labels))
+    if labels is None:
+        return dict(nll_fitted=negative_log_likelihood((valid_logits.double()/T).softmax(1), valid_labels))
     naive, fitted = logits.double().softmax(1), (logits.double()/T).softmax(1)
     measures = dict(nll=negative_log_likelihood, brier=brier_score, ece=expected_calibration_error)
     scores = {f'{k}{end}': float(f(p, labels)) for k, f in measures.items()

@@ -112,7 +112,8 @@ def test_tex_in_the_search(tmp_path, text, found):
 def test_the_sample_has_a_page_of_each_section():
     found = browse.sample()
     assert "index.html" in found and len(found) >= 8 and len({o.split("/")[0] for o in found}) >= 5
-    assert all((ROOT/"nbs"/o).with_suffix(".ipynb").exists() or o.startswith("about/") for o in found)
+    assert all((ROOT/"nbs"/o).with_suffix(".ipynb").exists() or o.startswith(("about/", "api/")) for o in found)
+    assert all(o.endswith(".html") for o in found)
 
 
 def test_the_report_counts_what_it_does_not_show(capsys):
