@@ -367,17 +367,16 @@ def join_sparse(batches):
     "What `SparseTargets.cat` does."
     classes = {b.num_classes for b in batches}
     if len(classes) != 1: raise ValueError(f"batches must be over the same classes, got num_classes {sorted(classes)}")
-    most = max(b.indices.shape[1] for b in batches)
+    most, first = max(b.indices.shape[1] for b in batches), batches[0]
     def padded(t): return F.pad(t, (0, most-t.shape[1]))  # an empty slot is class 0 with weight 0
-    eps = batches[0].epsilon
-    if not all(isinstance(b.epsilon, (int, float)) and b.epsilon == eps for b in batches):
-        eps = torch.cat([torch.as_tensor(b.epsilon, dtype=b.dtype, device=b.device).expand(b.shape[0]) for b in batches])
+    def each(b): return torch.as_tensor(b.epsilon, dtype=b.dtype, device=b.device).expand(b.shape[0])
+    numbers = all(isinstance(b.epsilon, (int, float)) and b.epsilon == first.epsilon for b in batches)
+    eps = first.epsilon if numbers else torch.cat(list(map(each, batches)))
     indices = torch.cat([padded(b.indices) for b in batches])
-    # slices of one batch show the same row of weights: it stays one
-    all_w, eager = [b.weights for b in batches], not torch.compiler.is_compiling()
-    one = eager and all(has_values(w) and not w.stride(0) and w.data_ptr() == all_w[0].data_ptr() for w in all_w)
-    weights = padded(all_w[0][:1]).expand(indices.shape[0], -1) if one else torch.cat(list(map(padded, all_w)))
-    return SparseTargets(indices, weights, eps, classes.pop(), validate=False)
+    def row(w): return has_values(w) and not w.stride(0) and (w.data_ptr(), w.shape[1])  # one row, shown many times
+    one = not torch.compiler.is_compiling() and row(first.weights) and len({row(b.weights) for b in batches}) == 1
+    weights = torch.cat([padded(b.weights[:1] if one else b.weights) for b in (batches[:1] if one else batches)])
+    return SparseTargets(indices, weights.expand(indices.shape[0], -1), eps, classes.pop(), validate=False)
 
 def row_index(rows, num_rows):
     "An index of rows: an integer as a slice of one. Raises IndexError and TypeError."
