@@ -9,9 +9,9 @@ from functools import cache
 
 import stubs
 from common import ROOT, notebooks, read
-from rules import exported, sidebar
+from rules import sidebar
 from rules import pages as in_order
-from signatures import SHARED, Class, Function, Package
+from signatures import SHARED, Class, Function, Package, public_names
 
 ENTRY = re.compile(r"^### (softnce(?:\.\w+)*)\.(\w+)(?:: (.+))?$")
 OVERVIEW = "<!-- overview -->"  # stands where the names of all pages come
@@ -70,7 +70,8 @@ class Api:
         if path is None: return None
         modules = stubs.lazy_modules(path) if path.name == "__init__.py" else None
         for module in [f"{e.package}.{m}" for m in modules] if modules else [e.package]:
-            names = [*exported(self.package.paths[module]), *([SHARED[1], "RowOptions"] if module == SHARED[0] else [])]
+            names = public_names(self.package.paths[module])
+            if module == SHARED[0]: names = [*names, SHARED[1], "RowOptions"]  # of types only
             if e.name in names: return self.package.find(module, e.name)[0] or module
         return None
     def definition(self, e):

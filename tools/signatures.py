@@ -6,7 +6,7 @@ takes (`RowOptions`), the description is found there.
 """
 import ast, io, re, tokenize
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 
 from common import ROOT
 from rules import exported, modules
@@ -151,11 +151,18 @@ def class_(node, notes):
 
 
 @cache
+def parsed(path): return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def public_names(path): return list(exported(path))
+
+
+@cache
 def definitions(path):
     "All functions and classes at the top of a module, by name."
-    source = path.read_text(encoding="utf-8")
-    notes, found = comments(source), {}
-    for o in ast.parse(source).body:
+    notes, found = comments(path.read_text(encoding="utf-8")), {}
+    for o in parsed(path).body:
         if isinstance(o, ast.FunctionDef): found[o.name] = function(o, notes)
         if isinstance(o, ast.ClassDef): found[o.name] = class_(o, notes)
     return found
@@ -172,7 +179,7 @@ class Package:
         "A definition with the module that has it; (None, None) where the package has none."
         found = definitions(self.paths[module])
         if name in found: return module, found[name]
-        for o in ast.parse(self.paths[module].read_text(encoding="utf-8")).body:
+        for o in parsed(self.paths[module]).body:
             if isinstance(o, ast.ImportFrom) and any((a.asname or a.name) == name for a in o.names):
                 source = self.origin(module, o)
                 if source in self.paths: return self.find(source, name)
@@ -188,7 +195,7 @@ class Package:
         for base in cls.bases:
             where, found = self.find(module, base)
             if isinstance(found, Class): yield from self.family(where, found)
-    @property
+    @cached_property
     def shared(self):
         "The options that every loss takes, by name."
         if SHARED[0] not in self.paths: return {}
@@ -236,5 +243,5 @@ class Package:
     def public(self):
         "Every public name with the module that defines it, and its definition."
         for module, path in self.paths.items():
-            for name in exported(path):
+            for name in public_names(path):
                 if name in definitions(path): yield module, name, self.whole(module, name)
