@@ -484,27 +484,12 @@ def test_no_batch_size_is_compiled_for_anew(tmp_path):
 
 
 # ---------------------------------------------------------------- the intervals of the compile check
-@triton.jit
-def narrow_kernel(X, N, K): tl.store(X + tl.program_id(0)*K, N)
-
-
-@triton.jit
-def wide_kernel(X, N, K): tl.store(X + tl.program_id(0).to(tl.int64)*K, N)
-
-
-@triton.jit
-def looped_kernel(X, N, K):
-    at = tl.program_id(0)
-    for _ in range(0, K): at += N
-    tl.store(X + at, N)
-
-
 def test_an_index_that_leaves_32_bits_is_found():
     "In a process of its own, as above: a product, the same in 64 bits, and a sum over the rounds of a loop."
     script = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-import compile_kernels as c, index_ranges as r, test_triton as t
+import compile_kernels as c, index_kernels as t, index_ranges as r
 from triton.runtime import driver
 driver.set_active(c.NamesACard(90))
 for kernel, K in ((t.narrow_kernel, 2**10), (t.narrow_kernel, 2**8), (t.wide_kernel, 2**10), (t.looped_kernel, 2**8),
