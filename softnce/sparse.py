@@ -367,24 +367,16 @@ def join_sparse(batches):
     "What `SparseTargets.cat` does."
     classes = {b.num_classes for b in batches}
     if len(classes) != 1: raise ValueError(f"batches must be over the same classes, got num_classes {sorted(classes)}")
-    most = max(b.indices.shape[1] for b in batches)
+    most, first = max(b.indices.shape[1] for b in batches), batches[0]
     def padded(t): return F.pad(t, (0, most-t.shape[1]))  # an empty slot is class 0 with weight 0
-    weights = joined_weights(batches, padded)
-    eps = [b.epsilon for b in batches]
-    if all(isinstance(e, (int, float)) and e == eps[0] for e in eps): eps = eps[0]
-    else: eps = torch.cat([torch.as_tensor(e, dtype=b.dtype, device=b.device).expand(len(b))
-                          for e, b in zip(eps, batches)])
+    def each(b): return torch.as_tensor(b.epsilon, dtype=b.dtype, device=b.device).expand(b.shape[0])
+    numbers = all(isinstance(b.epsilon, (int, float)) and b.epsilon == first.epsilon for b in batches)
+    eps = first.epsilon if numbers else torch.cat(list(map(each, batches)))
     indices = torch.cat([padded(b.indices) for b in batches])
-    return SparseTargets(indices, weights, eps, classes.pop(), validate=False)
-
-def joined_weights(batches, padded):
-    "The weights of several batches: one row, shown many times, where all batches show the same memory."
-    first = batches[0].weights
-    same = {(w.data_ptr(), w.stride(), w.shape[1], w.dtype) for w in (b.weights for b in batches)} if (
-        first.stride(0) == 0 and all(has_values(b.weights) for b in batches)) else ()
-    if len(same) == 1 and not torch.compiler.is_compiling():
-        return padded(first[:1]).expand(sum(map(len, batches)), -1)
-    return torch.cat([padded(b.weights) for b in batches])
+    def row(w): return has_values(w) and not w.stride(0) and (w.data_ptr(), w.shape[1])  # one row, shown many times
+    one = not torch.compiler.is_compiling() and row(first.weights) and len({row(b.weights) for b in batches}) == 1
+    weights = torch.cat([padded(b.weights[:1] if one else b.weights) for b in (batches[:1] if one else batches)])
+    return SparseTargets(indices, weights.expand(indices.shape[0], -1), eps, classes.pop(), validate=False)
 
 def row_index(rows, num_rows):
     "An index of rows: an integer as a slice of one. Raises IndexError and TypeError."

@@ -18,7 +18,7 @@ PROBES = Path(__file__).with_name("probes.js")
 # structure is the same in both themes: only what colours change is looked at twice
 DARK_RULES = ["color-contrast", "link-in-text-block"]
 # what code with a backslash does not hold
-COMMANDS = re.compile(r"\\(?:[dt]?frac|alpha|eta|epsilon|lambda|log|exp|sum|math[a-z]+|langle|ell)(?![a-zA-Z])|\$\$")
+COMMANDS = re.compile(r"(?<!\\)\\(?:[dt]?frac|alpha|eta|epsilon|lambda|log|sum|math[a-z]+|langle)(?![a-zA-Z])|\$\$")
 SEARCHES = {  # what a reader types, and the page that must come first
     "label smoothing": "guides/labels.html", "temperature": "guides/reading_probabilities.html",
     "lightning": "guides/lightning.html", "annotators": "guides/labels.html",

@@ -49,7 +49,8 @@ def trainings(toy, tiny):
         small = '-p epochs=1 -p limit=4 -p classes=2 -p width=2 -p batch_size=4 -p num_workers=0'.split()
         return [(f'digits, {loss}', ['images', *small, '-p', f'loss={loss}']) for loss in LOSS_OF_TOYS]
     data = ['-p', f'root={Path(tiny).resolve()}']
-    return [(f'Tiny ImageNet, {loss}, seed {seed}', ['images', *TINY, *data, '-p', f'loss={loss}', '-p', f'seed={seed}'])
+    def run(loss, seed): return ['images', *TINY, *data, '-p', f'loss={loss}', '-p', f'seed={seed}']
+    return [(f'Tiny ImageNet, {loss}, seed {seed}', run(loss, seed))
             for seed in range(5) for loss in LOSSES]
 
 
@@ -62,7 +63,8 @@ def where(device):
     if device == 'cuda':
         capability = '.'.join(map(str, torch.cuda.get_device_capability()))
         asked = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
-        with contextlib.suppress(OSError): driver = subprocess.run(asked, capture_output=True, text=True).stdout.split()[0]
+        with contextlib.suppress(OSError, IndexError):
+            driver = subprocess.run(asked, capture_output=True, text=True).stdout.split()[0]
     return {k: env[k] for k in ('device', 'card', 'torch', 'triton', 'softnce')} | dict(
         capability=capability, driver=driver, cuda=torch.version.cuda or '')
 
@@ -177,21 +179,23 @@ def bench(call):
     device, begin = call.options.device, time.monotonic()
     sizes, heads = (TOY_SIZES, TOY_HEADS) if call.toy else (SIZES, HEADS)
     problems = [Problem(n, n, k, device=device) for n, k in sizes]
-    problems += [Problem(n, n, k, d, device, torch.bfloat16 if device == 'cuda' else torch.float32) for n, k, d in heads]
+    dtype = torch.bfloat16 if device == 'cuda' else torch.float32
+    problems += [Problem(n, n, k, d, device, dtype) for n, k, d in heads]
     how = dict(rounds=1, seconds=.001) if call.toy else {}
     with set_backend('triton' if device == 'cpu' else None):  # kernels also where there is no card
         complete = fill_ledger(problems, call.results/'bench.csv', ('both',) if call.toy else ('forward', 'both'),
                                until=call.end, **how)
-    call.note('bench', f'{len(problems)} sizes', 'ok' if complete else 'goes on in the next call', time.monotonic() - begin)
+    outcome = 'ok' if complete else 'goes on in the next call'
+    call.note('bench', f'{len(problems)} sizes', outcome, time.monotonic() - begin)
 
 
 def train(call):
     "Steps of ViT-B/16, then the trainings of the list, each by `softnce run`: it resumes, and skips what is done."
     if not importlib.util.find_spec('papermill'): return call.note('train', 'all', 'skipped: papermill is missing', 0)
     runs = Path(call.options.runs).resolve()
-    run = [sys.executable, '-m', 'softnce.runs', 'run'] if importlib.util.find_spec('softnce.runs.__main__') else ['softnce', 'run']
-    toy = '-p anyway=true -p model=small_cnn -p image_size=8 -p classes=3 -p batch_size=2 -p precision=fp32 -p compile=false'
-    toy += ' -p steps=1 -p pipeline_images=4 -p workers=[0] -p losses=["nll"]'
+    run = [sys.executable, '-c', 'from softnce.runs.cli import main; main()', 'run']
+    toy = '-p anyway=true -p model=small_cnn -p image_size=8 -p classes=3 -p batch_size=2 -p precision=fp32'
+    toy += ' -p compile=false -p steps=1 -p pipeline_images=4 -p workers=[0] -p losses=["nll"]'
     steps = [*run, 'throughput', '-p', f'results={call.results}', '--out', str(runs)]
     call.command('train', 'steps of ViT-B/16', steps + toy.split()*call.toy)
     if not call.toy and not Path(call.options.tiny).exists():
@@ -199,8 +203,8 @@ def train(call):
     for what, arguments in trainings(call.toy, call.options.tiny):
         if call.left() > 5: call.command('train', what, [*run, *arguments, '--out', str(runs)])
     collect = [sys.executable, '-c', 'from softnce.runs import collect; import sys; '
-               'rows = collect(sys.argv[1]); rows.to_csv(sys.argv[2], index=False)']
-    subprocess.run([*collect, str(runs/'images'), str(call.results/'card_images.csv')], cwd=ROOT)
+               'collect(sys.argv[1], mixed=True).to_csv(sys.argv[2], index=False)']
+    if (runs/'images').exists(): subprocess.run([*collect, runs/'images', call.results/'card_images.csv'], cwd=ROOT)
 
 
 STAGES = dict(tests=tests, tune=tune, bench=bench, train=train)
@@ -214,7 +218,7 @@ def parsed(arguments=None):
     parser.add_argument('--toy', action='store_true', help='sizes for trying the command out')
     parser.add_argument('--results', default=ROOT/'results')
     parser.add_argument('--runs', default=ROOT/'runs', help='folder of the trainings')
-    parser.add_argument('--tiny', default=ROOT/'data'/'tiny-imagenet-200.zip', help='of Tiny ImageNet: zip file or folder')
+    parser.add_argument('--tiny', default=ROOT/'data'/'tiny-imagenet-200.zip', help='Tiny ImageNet: zip file or folder')
     return parser.parse_args(arguments)
 
 
@@ -223,7 +227,7 @@ def main(arguments=None):
     if options.device == 'cpu': os.environ['TRITON_INTERPRET'] = '1'  # before Triton is imported
     import torch
     if options.device == 'cuda' and not torch.cuda.is_available():
-        sys.exit('no card: torch sees none. To try the command out: python tools/gpu.py --device cpu --toy --results DIR')
+        sys.exit('no card: torch sees none. To try it out: python tools/gpu.py --device cpu --toy --results DIR')
     call = Call(options)
     print(', '.join(f'{k} {v}' for k, v in call.here.items() if v), flush=True)
     for name in options.only:

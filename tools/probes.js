@@ -64,6 +64,7 @@ window.probes = (() => {
         ? ["code stands before the first figure"] : [];
     },
     covered() {  // what stands in the header or right below it can be seen and touched
+      scrollTo({ top: 0, behavior: "instant" });
       return all("#quarto-header :is(a, button, input), main h1").filter(seen).flatMap((o) => {
         const r = o.getBoundingClientRect();
         if (!r.width || r.bottom > innerHeight) return [];

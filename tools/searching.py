@@ -70,7 +70,7 @@ def entries(soup, href):
         return dict(objectID=f"{href}#{anchor or section}", href=f"{href}#{anchor}" if anchor else href, title=title,
                     section=section, text=text)
     for word in filter(None, map(str.strip, meta(soup, "keywords").split(","))):
-        yield {**entry("", word, what), "title": f"{title}: {word}"}  # a match in every field comes first
+        yield {**entry("", word, word), "title": f"{title}: {word}"}  # a match in every field, short, comes first
     for anchor, heading, text in sections(soup):
         if anchor or text: yield entry(anchor, heading, text if anchor else f"{what}. {text}")
 

@@ -10,6 +10,7 @@ from .scores import position_posterior as position_posterior
 from .scores import written_out as written_out
 from . import operators as operators
 from .operators import BACKENDS as BACKENDS
+from .operators import exact_products as exact_products
 from .operators import set_backend as set_backend
 from . import sums as sums
 from .sums import class_sums as class_sums

@@ -98,7 +98,7 @@ def differentiable(reference, by_class=False, late=None):
             inputs = list(ctx.others)
             for i, tensor in zip(ctx.places, tensors): inputs[i] = tensor
             if not torch.is_grad_enabled():
-                made = late is None or gradient.numel() or not inputs[0].numel()
+                made = late is None or gradient.shape == inputs[0].shape
                 return weighted(gradient, g) if made else weighted_late(late, g, inputs[:-1]), *nothing
             # to be differentiated again: by the plain formula
             return torch.autograd.grad(reference(*inputs[:-1]), inputs[0], g, create_graph=True)[0], *nothing
@@ -138,6 +138,7 @@ keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', 
 
 def weighted_late(late, g, inputs):
     "The gradient that is made with its weights; of many g at once (`is_grads_batched`) it is made once, without."
+    if not inputs[0].numel(): return torch.zeros_like(inputs[0])  # an empty batch
     if not torch._C._functorch.is_batchedtensor(g): return late(g, *inputs)
     gradient = late(inputs[0].new_ones(inputs[0].shape[0], dtype=g.dtype), *inputs)
     return (g[:, None]*gradient).to(gradient.dtype)

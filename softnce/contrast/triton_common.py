@@ -108,7 +108,7 @@ def row_block(width:int,     # numbers in a row
               part:int=1,    # of a kernel that needs as many times the registers of the others
               clusters:bool=False, # whether the card has them
              )->tuple:       # numbers a program holds at once, its warps, and programs of a cluster
-    "All of a row with 8 numbers a thread (4 of two parts, 16 for the longest), alone or in a cluster; or a block of it."
+    "All of a row with 8 numbers a thread (16 for the longest), alone or in a cluster; or a block of it."
     block, one = triton.next_power_of_2(width), ONE_BLOCK[itemsize]//part
     if block <= one: return block, max(1, min(32, part*block//256)), 1
     held = min(OF_CLUSTER[itemsize], one)

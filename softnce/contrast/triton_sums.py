@@ -55,6 +55,23 @@ def own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S:tl.constexpr, DTYPE:t
 
 # %% ../../nbs/contrast/triton_sums.ipynb #0007e64a
 @triton.jit
+def own_of_block(PROBS, there, s):
+    "What a block of a dense target adds to the own score."
+    return tl.sum(tl.load(PROBS, mask=there, other=0.)*tl.where(there, s, 0.), 0)
+
+@triton.jit
+def store_gradient(row, before, i, K, end, top, top1, z1, top2, z2, share, factor, scale, t1, t2, LOG_ETA, IDS, W,
+                   w_stride, PROBS, OFFSET, next_offset, OWN_OFFSET, GRAD, S:tl.constexpr, TWO:tl.constexpr,
+                   WIDE:tl.constexpr, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
+    "The gradient of a row, from the sums of its classes."
+    for start in range(0, end, BLOCK):
+        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
+        g = t1*tl.exp(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S) - top1)/z1 - share
+        if TWO: g += t2*tl.exp(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S) - top2)/z2
+        g -= own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S, DTYPE)
+        tl.store(GRAD + i*K + k, factor*g, mask=there)
+
+@triton.jit
 def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, FACTOR, TOTAL, GRAD, K, stride, w_stride,
                  next_offset, scale:tl.float64, t1:tl.float64, t2:tl.float64, S:tl.constexpr, TWO:tl.constexpr,
                  DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
@@ -64,14 +81,13 @@ def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, FACTOR, T
     row, before = row_at(L, i*stride*ALIGN, WIDE)
     scale, t1, t2 = exactly(scale, DTYPE), exactly(t1, DTYPE), exactly(t2, DTYPE)
     top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
-    top1, z1 = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
-    top2, z2 = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
-    sum_s, own = tl.full((), 0., DTYPE), tl.full((), 0., DTYPE)
+    lowest, zero = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
+    top1, z1, top2, z2, sum_s, own = lowest, zero, lowest, zero, zero, zero
     for start in range(0, end, BLOCK):
         k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
         if TOTAL is not None:
             if SHARE is not None: sum_s += tl.sum(tl.where(there, s, 0.), 0)
-            if PROBS is not None: own += tl.sum(tl.load(PROBS + i*K + k, mask=there, other=0.)*tl.where(there, s, 0.), 0)
+            if PROBS is not None: own += own_of_block(PROBS + i*K + k, there, s)
         top1, z1 = online(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S), top1, z1)
         if TWO: top2, z2 = online(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S), top2, z2)
     share = tl.full((), 0., DTYPE)
@@ -84,12 +100,8 @@ def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, FACTOR, T
     if GRAD is not None:
         factor = scale
         if FACTOR is not None: factor *= tl.load(FACTOR + i)
-        for start in range(0, end, BLOCK):
-            k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
-            g = t1*tl.exp(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S) - top1)/z1 - share
-            if TWO: g += t2*tl.exp(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S) - top2)/z2
-            g -= own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S, DTYPE)
-            tl.store(GRAD + i*K + k, factor*g, mask=there)
+        store_gradient(row, before, i, K, end, top, top1, z1, top2, z2, share, factor, scale, t1, t2, LOG_ETA, IDS, W,
+                       w_stride, PROBS, OFFSET, next_offset, OWN_OFFSET, GRAD, S, TWO, WIDE, DTYPE, BLOCK)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #f566016c
 def launch_classes(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, factor, total,

@@ -105,12 +105,12 @@ class Parallel(torch.autograd.Function):
         return s.mul_((ctx.scale*g)[:, None]).to(logits.dtype), *(None,)*6
 
 # %% ../../nbs/contrast/vocab_parallel.ipynb #618f1313
-def vocab_parallel_cross_entropy(logits:Tensor, # `(N, K_r)`: this rank's classes, which follow those of lower ranks
-                                 targets:Any,   # ids `(N,)` or SparseTargets over all classes, or `(N, K_r)` probabilities
-                                 *, label_smoothing:float=0., # in [0, 1]
-                                 temperature:float=1., # tau > 0; divides the logits
+def vocab_parallel_cross_entropy(logits:Tensor, # `(N, K_r)`: this rank's classes, after those of lower ranks
+                                 targets:Any,   # ids `(N,)`, SparseTargets of all classes, or `(N, K_r)` probabilities
+                                 *, label_smoothing:float=0., # epsilon in [0, 1], spread over the classes of all ranks
+                                 temperature:float=1., # positive: logits are divided by it
                                  reduction:str='mean', # 'none' | 'mean' | 'sum'
-                                 classes:tuple[int, int]|None=None, # this rank's first, and how many on all; None: asked
+                                 classes:tuple[int, int]|None=None, # this rank's first, how many on all; None: asked
                                  group:Any=None,  # of processes; None: all, or none where there is no group
                                 )->Tensor:        # the same on all ranks
     """Cross-entropy with class ids or soft targets, of classes that are spread over ranks: Eq. (1).

@@ -172,7 +172,7 @@ def fill_ledger(problems:list,  # of `Problem`, small ones first; each is droppe
                 fresh:bool=False, # measure again what the ledger has
                 timer:str='events', # as for `environment`
                 until:float=float('inf'), # of `time.monotonic`: no size is begun from then on
-                **how:Any)->bool: # how: `budget`, `limit`, `rounds`, `seconds`; return: whether all sizes are there
+                **how:Any)->bool: # how: `budget`, `limit`, `rounds`, `seconds`; whether all sizes are in the ledger
     "Measure all available providers at each size, and write the rows size by size; complete sizes are skipped."
     last = {}
     for i, p in enumerate(problems):

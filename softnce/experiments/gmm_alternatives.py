@@ -61,7 +61,7 @@ GMM_READINGS = ('as described', *_CHANGES)
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #07f88f73
 def gmm_reading(name:str,      # one of GMM_READINGS
                 alignment:Any, # percent
-                seed:int=0,
+                seed:int=0, # of points and labels
                 **sizes:Any,   # of `toy_data`
                )->ToyData:
     "One data set in one reading of section A.1. Raises ValueError for another name."
@@ -149,7 +149,7 @@ def sweep_rates(reading, optimizer): return _RATES.get((reading, optimizer), _OT
 GMM_SWEEP_KEY = ['reading', 'optimizer', 'alignment', 'seed', 'rate', 'loss', 'rule']
 
 def gmm_sweep_jobs(alignments:Any=(0, 20, 50, 80), # percent
-                   seeds:Any=range(5),
+                   seeds:Any=range(5), # of the data sets
                   )->list:                         # of dicts, the arguments of `gmm_sweep_rows`
     "Every reading with Adam, and the description to the letter with SGD too; one seed after another."
     pairs = [(r, 'Adam') for r in GMM_READINGS] + [('as described', 'SGD')]

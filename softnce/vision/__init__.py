@@ -25,8 +25,7 @@ __doc__ = """Data sets, batches, models and recipes for image classifiers.
     export   a folder to hand on, for timm and as ONNX (interchange)
 
 >>> from softnce.vision import digits # each module is loaded on first use
->>> digits().num_classes
-10
+>>> assert digits().num_classes == 10
 """
 
 # %% ../../nbs/vision/index.ipynb #65cd453f

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from index_ranges import ranges
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton import cdiv, knobs
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction, MockTensor
@@ -33,8 +33,8 @@ BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float6
 CAPABILITIES = 80, 90, 100
 SHARED = {80: 163*1024, 90: 227*1024, 100: 227*1024}  # bytes that a program may have
 LEDGER = Path(__file__).parents[2]/'results'/'kernels.csv'
-COLUMNS = ['capability', 'case', 'launch', 'kernel', 'warps', 'registers', 'spilled', 'shared', 'ctas', 'programs', 'mib',
-           'floor_mib', 'overflows', 'floats', 'tensor_cores', 'wide', 'triton']
+COLUMNS = ['capability', 'case', 'launch', 'kernel', 'warps', 'registers', 'spilled', 'shared', 'ctas', 'programs',
+           'mib', 'floor_mib', 'overflows', 'floats', 'tensor_cores', 'wide', 'triton']
 NO_LAUNCH = {'promote_types', 'empty', 'empty_like', 'new_empty', 'view', '_unsafe_view', 'as_strided', 't',
              'transpose', 'slice', 'select', 'expand', 'unbind', 'unsqueeze', 'squeeze', 'detach', 'alias',
              'empty_strided'}
@@ -124,7 +124,8 @@ def add(kind, make, dtype, K, note='', **options):
 
 # a row in one block, from the smallest warps to the most; the largest block; longer rows; K no multiple of 16
 for dtype, K in [(BF16, 10), (BF16, 1000), (F16, 1000), (F32, 1000), (F32, 1001), (F32, 4096), (F32, 16384),
-                 (F32, 21841), (BF16, 21841), (BF16, 32768), (F32, 65536), (BF16, 65536), (F32, 100_000), (F64, 1000), (F64, 4096), (F64, 100_000)]:
+                 (F32, 21841), (BF16, 21841), (BF16, 32768), (F32, 65536), (BF16, 65536),
+                 (F32, 100_000), (F64, 1000), (F64, 4096), (F64, 100_000)]:
     add('classes', class_case, dtype, K)
 for dtype, K in [(F32, 1000), (BF16, 32768), (F32, 65536), (F64, 4096)]:
     add('classes', class_case, dtype, K, 'own offset', S=1, own=True)
@@ -144,7 +145,8 @@ for dtype, S, share in [(BF16, 2, False), (F32, 2, False), (F32, 8, True), (F32,
     add('candidates', sparse_case, dtype, 1000, f"S={S}{', share'*share}", S=S, share=share, eta=share)
 add('candidates', sparse_case, F32, 1000, 'N=64', N=64)
 add('candidates', sparse_case, F32, 21841, 'no gradient', grad=False)
-for dtype, M in [(F32, 1000), (F32, 1001), (F32, 32768), (F32, 40_000), (F32, 100_000), (F64, 4096), (F64, 100_000)]: add('product', product_case, dtype, M)
+for dtype, M in [(F32, 1000), (F32, 1001), (F32, 32768), (F32, 40_000), (F32, 100_000), (F64, 4096), (F64, 100_000)]:
+    add('product', product_case, dtype, M)
 # N x K = 2**33: where 32 bits would not do
 for K in (2**10, 2**18):
     N = 2**33//K
@@ -165,14 +167,16 @@ def programs_at_once(registers, warps, shared):
 def usage(kernel, log, loaded, numbers, grid, floor):
     "What the assembler said of a kernel, and what its text says."
     stores, loads = map(int, re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', log).groups())
-    registers, ptx, warps = int(re.search(r'Used (\d+) registers', log)[1]), kernel.asm['ptx'], kernel.metadata.num_warps
+    registers = int(re.search(r'Used (\d+) registers', log)[1])
+    ptx, warps = kernel.asm['ptx'], kernel.metadata.num_warps
     overflows, moved = ranges(kernel.asm['ttir'], numbers, grid, loaded)
     large = {n for n, x in numbers.items() if isinstance(x, torch.Tensor) and 2*x.nbytes >= floor/2}  # as the logits
     signature = kernel.src.signature
     return dict(kernel=kernel.metadata.name, warps=warps, registers=registers, spilled=stores + loads,
                 shared=kernel.metadata.shared, ctas=kernel.metadata.num_ctas,
                 programs=programs_at_once(registers, warps, kernel.metadata.shared),
-                mib=round(sum(b for n, b in moved.items() if n in large)/2**20, 1), floor_mib=round(floor/2**20, 1), overflows='; '.join(overflows),
+                mib=round(sum(b for n, b in moved.items() if n in large)/2**20, 1),
+                floor_mib=round(floor/2**20, 1), overflows='; '.join(overflows),
                 floats=' '.join(sorted({t for t in signature.values() if t.startswith('fp')})),
                 tensor_cores='mma' in ptx, wide='.v4' in ptx)
 

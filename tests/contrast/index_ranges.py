@@ -49,7 +49,8 @@ class Ranges:
             if op == 'scf.for': i = self.loop(name, rest, i)
             elif op == 'scf.if': i = self.branches(name, i)
             elif op == 'tt.reduce': i = self.reduce(name, rest, i)
-            elif op in ('scf.yield', 'tt.reduce.return'): yielded, i = re.findall(r'%[\w#]+', rest.split(' : ')[0]), i + 1
+            elif op in ('scf.yield', 'tt.reduce.return'):
+                yielded, i = re.findall(r'%[\w#]+', rest.split(' : ')[0]), i + 1
             else: self.step(name, op, rest); i += 1
         return yielded, i
 

@@ -19,7 +19,8 @@ class Seen(TorchDispatchMode):
         return super().__enter__()
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        moved = name in ('_to_copy', 'copy_') and {getattr(a, 'device', None) for a in args} != {torch.device('cuda', 0)}
+        devices = {getattr(a, 'device', None) for a in args}
+        moved = name in ('_to_copy', 'copy_') and devices != {torch.device('cuda', 0)}
         self.names.add('a copy between devices' if moved else name)
         return func(*args, **(kwargs or {}))
 

@@ -457,7 +457,7 @@ def check_launches(rows, capability):
 def check_bytes(rows, capability):
     """Of arrays as large as the logits: a row that one program (or a cluster) holds is read once in each pass.
 
-    The forward pass reads the logits, the backward pass reads them and writes the gradient: 1 and 2 of half the floor."""
+    Forward reads the logits, backward reads them and writes the gradient: half a floor, and a floor."""
     for row in rows:
         found = re.fullmatch(r'classes, (fp32|bf16), K=(1000|4096|16384|32768|65536)', row['case'])
         if not found or int(found[2]) > 16384 and capability < 90: continue

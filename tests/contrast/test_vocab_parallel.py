@@ -39,8 +39,9 @@ def on_rank(rank, kind, size, epsilon, temperature, dtype, masked=None, known=Fa
     logits = LOGITS.to(dtype, copy=True)
     if masked is not None: logits[:, masked] = -INF
     logits, t = logits[:, mine].clone().requires_grad_(), targets(kind)
-    loss = vocab_parallel_cross_entropy(logits, t[:, mine] if kind == 'dense' else t, label_smoothing=epsilon,
-                                        temperature=temperature, reduction='none', classes=(start, K) if known else None)
+    t, classes = t[:, mine] if kind == 'dense' else t, (start, K) if known else None
+    loss = vocab_parallel_cross_entropy(logits, t, label_smoothing=epsilon, temperature=temperature, reduction='none',
+                                        classes=classes)
     (loss*torch.arange(1., N + 1)).sum().backward()
     return loss.detach(), logits.grad
 
@@ -88,7 +89,8 @@ def test_a_row_without_a_possible_class():
 
 def head(rank, size):
     start = sum(PARTS[size][:rank])
-    z, W = o.normal(N, 3, seed=1).requires_grad_(), o.normal(K, 3, seed=2)[start:start + PARTS[size][rank]].requires_grad_()
+    z = o.normal(N, 3, seed=1).requires_grad_()
+    W = o.normal(K, 3, seed=2)[start:start + PARTS[size][rank]].requires_grad_()
     vocab_parallel_cross_entropy(vocab_parallel_logits(z, W), IDS).backward()
     return z.grad, W.grad
 

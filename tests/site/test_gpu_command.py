@@ -23,8 +23,8 @@ def rows(path):
 
 
 def arguments(folder, *only, minutes=20):
-    return ['--device', 'cpu', '--toy', '--minutes', str(minutes), '--results', str(folder), '--runs', str(folder/'runs'),
-            '--only', *only]
+    return ['--device', 'cpu', '--toy', '--minutes', str(minutes), '--results', str(folder),
+            '--runs', str(folder/'runs'), '--only', *only]
 
 
 def test_rows_say_where_and_when_and_a_second_call_goes_on(command, tmp_path, capsys):
@@ -71,7 +71,7 @@ def test_kernels_and_trainings(command, tmp_path):
     "The two stages that start processes of their own."
     command.main(arguments(tmp_path, 'tests', 'train'))
     assert [(r['stage'], r['what'], r['outcome']) for r in rows(tmp_path/'cards.csv')] == [
-        ('tests', 'kernels', 'ok'), ('train', 'steps of ViT-B/16', 'ok'), ('train', 'digits, soft_target_info_nce', 'ok'),
-        ('train', 'digits, nll', 'ok')]
+        ('tests', 'kernels', 'ok'), ('train', 'steps of ViT-B/16', 'ok'), 
+        ('train', 'digits, soft_target_info_nce', 'ok'), ('train', 'digits, nll', 'ok')]
     assert {r['part'] for r in rows(tmp_path/'throughput.csv')} == {'step', 'pipeline'}
     assert {r['loss'] for r in rows(tmp_path/'card_images.csv')} >= {'soft_target_info_nce', 'nll'}

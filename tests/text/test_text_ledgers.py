@@ -61,7 +61,8 @@ def test_undoing_a_smoothing_is_read_alike():
     assert top['closed form'] == pytest.approx(top['soft CE'], abs=.02)
 
 
-@pytest.mark.parametrize('name, by, seeds', [('words', ['targets', 'loss'], 10), ('distillation', ['task', 'student'], 5)])
+@pytest.mark.parametrize('name, by, seeds', [('words', ['targets', 'loss'], 10),
+                                             ('distillation', ['task', 'student'], 5)])
 def test_every_setting_has_its_seeds_and_rates(name, by, seeds):
     rows = ledger(name)
     if 'student' in rows: rows = rows[rows.student != 'teacher']
