@@ -46,8 +46,8 @@ LOSS_OF_TOYS = 'soft_target_info_nce', 'nll'
 def trainings(toy, tiny):
     "Name and arguments of `softnce run` of each training, the next to be done first."
     if toy:
-        small = '-p epochs=1 -p warmup_epochs=0 -p limit=4 -p classes=2 -p width=2 -p batch_size=4'
-        small = [*small.split(), '-p', 'num_workers=0']
+        small = ('-p epochs=1 -p warmup_epochs=0 -p limit=4 -p classes=2 -p width=2 -p batch_size=4 '
+                 '-p num_workers=0').split()
         return [(f'digits, {loss}', ['images', *small, '-p', f'loss={loss}']) for loss in LOSS_OF_TOYS]
     data = ['-p', f'root={Path(tiny).resolve()}']
     def run(loss, seed): return ['images', *TINY, *data, '-p', f'loss={loss}', '-p', f'seed={seed}']

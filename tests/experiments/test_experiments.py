@@ -12,7 +12,6 @@ from softnce.runs import (as_text, at_best_rate, difference, find_experiment, ha
                           read_ledger, resolve, run_experiment, run_id, write_ledger)
 from softnce.runs.ledgers import ledger_path
 from softnce.targets import one_hot, smooth
-from small_experiments import REPO
 
 SWEEPS = ['noise_samples', 'label_smoothing', 'heads', 'calibration', 'tables']
 TINY = dict(dataset='tiny_imagenet', root='data')
@@ -314,30 +313,3 @@ def test_a_sweep_runs(name, parameters, tmp_path):
     assert {r['split'] for r in run.metrics()} == {'test'}
     assert {r['loss'] for r in run.metrics()} == {'soft_target_cross_entropy', 'soft_target_info_nce'}
     assert json.loads((run.dir/'report.json').read_text())['figures']
-
-
-def test_what_the_home_page_says_of_calibration():
-    "The figures of the sentence are those of the ledgers, paired by seed."
-    rows = pd.read_csv(REPO/'results'/'digits.csv').query("split == 'test' and arm == 'mixed'")
-    ce, nce = 'soft target cross-entropy', 'soft target InfoNCE'
-    smoothed = at_best_rate(pd.read_csv(REPO/'results'/'label_smoothing.csv'), ['loss', 'smoothing'])
-    def of(d, digits): return f"{d['points']:+.{digits}f} ± {d['half']:.{digits}f}"
-    said = [f"its ECE differs by {of(difference(rows, dict(loss=nce), dict(loss=ce), 'ece'), 1)} points"]
-    pair = [dict(loss=loss, smoothing=.2) for loss in ('soft_target_info_nce', 'soft_target_cross_entropy')]
-    said.append(f"the NLL differs by {of(difference(smoothed, *pair, 'nll_fitted', 1.), 3)} nats at a smoothing of 0.2")
-    page = (REPO/'README.md').read_text()
-    assert [text for text in said if text not in page] == []
-
-
-def test_what_the_home_page_says_of_a_known_truth():
-    best = at_best_rate(pd.read_csv(REPO/'results'/'words.csv'), ['targets', 'loss'])
-    def off(loss, column):
-        pair = [dict(targets='distribution', loss=name) for name in (loss, 'soft CE')]
-        d = difference(best, *pair, column, 1.)
-        return f"{d['points']:+.3f} ± {d['half']:.3f}"
-    page, seeds = (REPO/'README.md').read_text(), best.groupby(['targets', 'loss']).seed.nunique()
-    assert (seeds == 10).all()
-    said = [f"ends {off('in-batch', 'kl')} nats of KL further",
-            f"{off('in-batch', 'kl_fitted')} after a fitted temperature",
-            f"the mean over the draw ends {off('expected', 'kl')} further"]
-    assert [text for text in said if text not in page] == [] and off('closed form', 'kl') == '+0.000 ± 0.000'

@@ -100,8 +100,7 @@ def test_distillation(tmp_path):
     "Closed-form noise is cross-entropy; T = 1 is cross-entropy; a teacher is better than a student of few labels."
     students = ['labels', 'soft CE', 'closed form', 'in-batch', 'expected', 'KL, T=4, labels .1', 'KL, bucket',
                 'soft CE, uniform', 'expected, renormalise']
-    rows, folder = rows_of(tmp_path, 'distillation', seeds=[0], search_seeds=[1], lrs=[.01], students=students,
-                           epochs_digits=12)
+    rows, folder = rows_of(tmp_path, 'distillation', seeds=[0], search_seeds=[1], lrs=[.03], students=students)
     test = rows[rows.split == 'test'].set_index('student')
     assert sorted(test.index) == sorted(students + ['teacher']) and (test.kl >= 0).all()
     scores = ['kl', 'kl_fitted', 'nll', 'nll_fitted', 'brier', 'brier_fitted', 'top1']
