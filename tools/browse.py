@@ -90,6 +90,14 @@ def ask(page, *probes):
         for o in page.evaluate(f"probes.{name}()"): yield o
 
 
+# colours and the header are judged where they end, not on their way
+STILL = """addEventListener('DOMContentLoaded', () => {
+  const style = document.createElement('style');
+  style.textContent = '*, ::before, ::after { transition: none !important; animation: none !important; }';
+  document.head.append(style);
+});"""
+
+
 def dark(page):
     "Turn to the dark theme and wait for it."
     page.emulate_media(color_scheme="dark")
@@ -112,7 +120,9 @@ def desktop(page, name, source):
 def phone(page):
     "Findings on a phone, where the list of pages must open."
     page.set_viewport_size(PHONE)
+    page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
     settle(page)
+    page.wait_for_timeout(200)  # the header comes back when the page is at its top
     yield from ask(page, "wider_than_the_window", "cut", "covered", "no_contents")
     button = page.locator("#quarto-header .quarto-btn-toggle:visible").first
     if button.count():
@@ -143,6 +153,7 @@ def look(browser, base, docs, name, source):
         said.append(f"asks another host: {route.request.url}")
         route.abort()
     context.route("**/*", keep_home)
+    context.add_init_script(STILL)
     page = context.new_page()
     page.goto(base+name)
     settle(page)
