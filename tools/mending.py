@@ -54,8 +54,11 @@ def scripts(soup, page):
 # ---------------------------------------------------------------- figures
 
 def size(data):
-    "Width and height of a PNG in pixels; None for another file."
-    return struct.unpack(">II", data[16:24]) if data[:8] == b"\x89PNG\r\n\x1a\n" else None
+    "Width and height at which a PNG is shown: its pixels at 100 dots an inch, fewer if it says that it has more dots."
+    if data[:8] != b"\x89PNG\r\n\x1a\n": return None
+    at = data.find(b"pHYs", 0, 200)
+    dots = struct.unpack(">I", data[at+4:at+8])[0]*.0254 if at > 0 else 100  # the chunk counts dots a metre
+    return [round(v*min(1, 100/dots)) for v in struct.unpack(">II", data[16:24])]
 
 
 def paper(data):
