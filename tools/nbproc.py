@@ -5,11 +5,11 @@ from pathlib import Path
 
 from execnb.nbio import mk_cell
 from nbdev import processors
+from nbdev.config import get_config
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults
 
 import api
-from common import ROOT
 
 LONG = 30  # lines of source; more are folded
 DEFS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
@@ -62,7 +62,7 @@ def pages():
 
 def up(notebook):
     "The way from a notebook's page to the site's root."
-    return "../"*(len(notebook.relative_to(ROOT/"nbs").parts)-1)
+    return "../"*(len(notebook.relative_to(get_config().nbs_path).parts)-1)
 
 
 WORDS = {"losses", "peers", "targets", "noise", "calibration"}  # pages whose names are no words of everyday use

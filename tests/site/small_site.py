@@ -1,5 +1,5 @@
 "A site of a few small notebooks, built as the real one is."
-import base64, json, struct, subprocess, sys, zlib
+import base64, json, shutil, struct, subprocess, sys, zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,7 @@ def build(root, sidebar, **pages):
     for name, cells in pages.items(): notebook(root/"nbs"/f"{name.replace('__', '/')}.ipynb", *cells)
     (root/"nbs"/"_quarto.yml").symlink_to("../_quarto.yml")
     (root/"nbs"/"styles.css").write_text((ROOT/"nbs"/"styles.css").read_text())
+    shutil.copytree(ROOT/"nbs"/"scripts", root/"nbs"/"scripts")
     (root/"nbs"/"sidebar.yml").write_text(sidebar)
     (root/"softnce").mkdir()
     done = subprocess.run([sys.executable, ROOT/"tools"/"docs.py"], cwd=root, text=True, capture_output=True)
