@@ -1,7 +1,6 @@
 """softnce.theory.gradients, Eqs. (19)-(25): closed forms against autograd and finite differences through losses written
 out here, the slips of the printed equations, and every documented error."""
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -400,13 +399,8 @@ def test_errors_of_the_normalisation():
 
 
 # ---------------------------------------------------------------- the notebook
-def test_the_sliders_need_no_kernel_and_leave_nothing_behind():
-    "The cell with sliders is skipped by every runner, its picture is there without them, no widget state is stored."
+def test_the_moving_figure_needs_no_kernel():
+    "The force field moves on the site by a script of its own: no widget and no state of one is in the notebook."
     text = NOTEBOOK.read_text(encoding='utf-8')
-    assert 'widget-view' not in text and 'widget-state' not in text
-    cells = json.loads(text)['cells']
-    sliders = [c for c in cells if '@interact' in ''.join(c['source'])]
-    assert len(sliders) == 1 and sliders[0]['metadata']['tags'] == ['skip-execution']
-    assert ''.join(sliders[0]['source']).startswith('#| eval: false')
-    after = cells[cells.index(sliders[0]):]
-    assert any('image/png' in o.get('data', {}) for c in after for o in c.get('outputs', []))
+    assert 'widget-view' not in text and 'widget-state' not in text and '@interact' not in text
+    assert 'data-moving' in text
