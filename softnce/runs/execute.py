@@ -133,6 +133,7 @@ def _papermill(experiment, run, overrides, tee, held, stop, on_cell):
         kernel_name='python3',
         language='python',
         progress_bar=False,
+        start_timeout=300, # seconds: Python and its packages may come from a slow disk, beside other work
         stdout_file=tee,
         stderr_file=tee,
         autosave_cell_every=10, # seconds: an executed notebook with pictures is megabytes
@@ -173,15 +174,28 @@ class _Progress:
         return RunFailed(_without_colours(f'{where}: {why}{hint}\n\n{source}\n\n{trace}'))
 
 # %% ../../nbs/runs/execute.ipynb #9352e9cd
+KERNEL_STARTS = 3 # a port that is free when it is chosen may be another's when the kernel binds it, rarely twice
+
+def _started_again(execute, progress):
+    "What `execute` returns; it is called again when the kernel dies before it answers, for then no cell has run."
+    for left in reversed(range(KERNEL_STARTS)):
+        try: return execute()
+        except RuntimeError as e: # of this very type: jupyter_client has no other for it
+            if type(e) is not RuntimeError or progress.cell is not None: raise
+            if progress.stop.seen: raise RunStopped from None
+            progress.tee.line(f'the kernel did not start ({e})'+('; starting it again' if left else ''))
+            if not left: raise RunFailed(f'{progress.name}: the kernel did not start: {e}') from None
+
 def _execute(experiment, run, overrides, tee, held):
     """Execute the notebook into the run's directory.
-    RunFailed if a cell fails or the kernel dies, RunStopped if that was asked for."""
+    RunFailed if a cell fails or the kernel dies or does not start, RunStopped if that was asked for."""
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError
     stop = StopHandler()
     progress = _Progress(experiment, tee, stop)
     try:
-        with handle_stop_signals(stop): nb = _papermill(experiment, run, overrides, tee, held, stop, progress)
+        with handle_stop_signals(stop):
+            nb = _started_again(lambda: _papermill(experiment, run, overrides, tee, held, stop, progress), progress)
     except PapermillExecutionError as e:
         # what `fit` raises after its checkpoint, what `run_all` raises for an inner run, and what any other cell sees
         if e.ename in ('StopRequested', 'RunStopped', 'KeyboardInterrupt'): raise RunStopped from None

@@ -285,3 +285,23 @@ def test_waiting_for_another_writer(tmp_path):
     first.communicate()
     assert first.returncode == 0 and second.communicate()[0].count('[cell') == 0 and second.returncode == 0
     assert len(Run(folder).history()) == 1 and (folder/'log.txt').read_text().count(': finished') == 1
+
+
+@pytest.mark.parametrize('taken', [1, 99])
+def test_a_kernel_whose_port_is_taken_is_started_again(tmp_path, monkeypatch, capsys, taken):
+    "The port was free when it was chosen: another process has it when the kernel binds it."
+    from jupyter_client import LocalPortCache
+    path, find, found = notebook(tmp_path/'n.ipynb', *WORK), LocalPortCache.find_available_port, []
+    with socket.socket() as other:
+        other.bind(('127.0.0.1', 0))
+        other.listen()
+        def find_port(self, ip): # five for a kernel
+            found.append(find(self, ip) if len(found) >= 5*taken else other.getsockname()[1])
+            return found[-1]
+        monkeypatch.setattr(LocalPortCache, 'find_available_port', find_port)
+        if taken == 1: assert run_experiment(path, out_dir=tmp_path/'runs').finished
+        else:
+            with pytest.raises(RunFailed, match=r'^n.ipynb: the kernel did not start: '):
+                run_experiment(path, out_dir=tmp_path/'runs')
+    starts = 2 if taken == 1 else 3
+    assert len(found) == 5*starts and capsys.readouterr().out.count('starting it again') == starts-1
