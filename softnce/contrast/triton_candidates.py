@@ -150,6 +150,23 @@ def piece_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, PI
                                   w_stride, scale, S, IN_BATCH, DTYPE), 0)
     tl.store(PIECES + number.to(tl.int64)*stride*BLOCK_N + rows, sums)
 
+@triton.jit
+def sums_of_class(start, last, piece, PIECES, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top, stride,
+                  w_stride, scale, S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr, BLOCK_M:tl.constexpr):
+    "The sum over the sorted entries of one class, or over its pieces if it is cut."
+    sums, cut = tl.zeros((rows.shape[0],), DTYPE), is_cut(start, last, piece)
+    end_of_cuts = tl.where(cut, (last - 1)//piece, 0)
+    for at in range(start//piece, end_of_cuts, BLOCK_M):
+        p = at + tl.arange(0, BLOCK_M)
+        part = PIECES + p.to(tl.int64)[:, None]*stride*rows.shape[0] + rows[None, :]
+        sums += tl.sum(tl.load(part, mask=(p < end_of_cuts)[:, None], other=0.), 0)
+    last = tl.where(cut, start, last)  # nothing more
+    for at in range(start, last, BLOCK_M):
+        e = at + tl.arange(0, BLOCK_M)
+        sums += tl.sum(entry_sums(e, e < last, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top, stride,
+                                  w_stride, scale, S, IN_BATCH, DTYPE), 0)
+    return sums
+
 @triton.jit(do_not_specialize=['N', 'piece', 'stride', 'grad_stride'])
 def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, Z, Q, PIECES, OWN_IDS, OWN_W,
                     OWN_SHARE, GRAD, N, K, piece, stride, w_stride, own_stride, grad_stride, scale:tl.float64,
@@ -170,20 +187,9 @@ def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP,
                             stride, w_stride, scale, S, IN_BATCH, DTYPE)
     else:
         for c in range(0, tl.minimum(BLOCK_K, K - first)):
-            of_class = tl.zeros((BLOCK_N,), DTYPE)
             start, last = tl.load(BEGIN + first + c).to(tl.int32), tl.load(BEGIN + first + c + 1).to(tl.int32)
-            if PIECES is not None:
-                cut = is_cut(start, last, piece)
-                end_of_cuts = tl.where(cut, (last - 1)//piece, 0)
-                for at in range(start//piece, end_of_cuts, BLOCK_M):
-                    p = at + tl.arange(0, BLOCK_M)
-                    part = PIECES + p.to(tl.int64)[:, None]*stride*BLOCK_N + rows[None, :]
-                    of_class += tl.sum(tl.load(part, mask=(p < end_of_cuts)[:, None], other=0.), 0)
-                last = tl.where(cut, start, last)  # nothing more
-            for at in range(start, last, BLOCK_M):
-                e = at + tl.arange(0, BLOCK_M)
-                of_class += tl.sum(entry_sums(e, e < last, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top,
-                                              stride, w_stride, scale, S, IN_BATCH, DTYPE), 0)
+            of_class = sums_of_class(start, last, piece, PIECES, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean,
+                                     top, stride, w_stride, scale, S, IN_BATCH, DTYPE, BLOCK_M)
             g = tl.where((k == first + c)[:, None], of_class[None, :], g)
     g = g/z[None, :] - own_part(k, rows, in_rows, OWN_IDS, OWN_W, own_stride, OWN_S, DTYPE)
     if SHARE is not None: g += tl.load(Q + rows, mask=in_rows, other=0.)[None, :]/K
@@ -291,19 +297,18 @@ def piece_size(E, blocks): # E: entries; blocks: of rows
     return max(LONG.value, triton.next_power_of_2(triton.cdiv(E*blocks, PIECE_PROGRAMS)))
 
 def launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, top):
-    "Sums over the pieces of classes with many entries `(cuts, N)`, or None where no cut is; and how long they are."
+    "Sums over the pieces of classes with many entries `(cuts, N)`, and how long these are."
     N, E, size = rows.own.shape[0], len(entries.entry), rows_per_program(table)
     blocks = triton.cdiv(N, size)
     piece = piece_size(E, blocks)
     cuts = (E - 1)//piece
-    if not cuts: return None, piece
     sums = torch.empty(cuts, table.shape[1], dtype=top.dtype, device=table.device)
+    if not cuts: return sums, piece
     piece_kernel[(blocks*cuts,)](
         table,
         log_eta,
         *candidates,
-        entries.entry,
-        entries.begin,
+        *entries[1:3],
         rows.largest,
         rows.mean,
         top,
@@ -321,21 +326,18 @@ def launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, to
         BLOCK_M=TILE//size//2)
     return sums, piece
 
-def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums):
+def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, piece):
     "The gradient `(N, K)`, stored by class, in the precision of the logits."
     K, N, size = table.shape[0], rows.own.shape[0], rows_per_program(table)
-    of_pieces, piece = launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, sums[0])
     block, gradient = TILE//size, empty_gradient(table[:, :N].t(), by_class=True)
     gradient_kernel[(triton.cdiv(N, size)*triton.cdiv(K, block),)](
         table,
         log_eta,
         *candidates,
-        entries.entry,
-        entries.begin,
+        *entries[1:3],
         rows.largest,
         rows.mean,
         *sums,
-        of_pieces,
         *own,
         gradient,
         N,
@@ -363,4 +365,6 @@ def bag_sums(logits, candidates, own, log_eta, scale, in_batch, with_grad):
     entries = entries_of(candidates.ids, logits.shape[1]) if with_grad else NO_ENTRIES
     *sums, total = launch_lse(table, rows, candidates, log_eta, scale, in_batch, entries)
     if not with_grad: return total, logits.new_empty(0)
-    return total, launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums)
+    of_pieces, piece = launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, sums[0])
+    sums.append(of_pieces)
+    return total, launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, piece)
