@@ -170,7 +170,7 @@ def linear_soft_target_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)
 
     With `sparse_grad` the cost does not depend on the number of classes; refused where the gradient would be dense.
     Raises ValueError naming the argument."""
-    head = LinearScores(*linear_inputs(embeddings, weight, bias), temperature, sparse_grad=sparse_grad)
+    head = LinearScores(*linear_inputs(embeddings, weight, bias, sparse_grad), temperature, sparse_grad=sparse_grad)
     options = class_weight, sample_weight, ignore_index, label_smoothing
     eta, log_eta = noise_of(noise_probs, weight.shape[0], head.embeddings)
     rows, head = linear_rows(head._replace(log_eta=log_eta), embeddings, targets, options, noise_samples)
@@ -249,7 +249,7 @@ def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`, 
     """`expected_info_nce` of a linear head: at sparse targets without smoothing M + S products a row, whatever K.
 
     With `sparse_grad` it is refused where the gradient would be dense. Raises ValueError naming the argument."""
-    head = LinearScores(*linear_inputs(embeddings, weight, bias), temperature, sparse_grad=sparse_grad)
+    head = LinearScores(*linear_inputs(embeddings, weight, bias, sparse_grad), temperature, sparse_grad=sparse_grad)
     options = class_weight, sample_weight, ignore_index, label_smoothing
     eta, log_eta = noise_of(noise_probs, weight.shape[0], head.embeddings)
     head = head._replace(log_eta=log_eta)
