@@ -36,7 +36,7 @@ from .contrast.scores import (LinearScores, check_logits, check_sparse_gradient,
                                      linear_rows, logit_scores)
 from .noise import NoiseSource, noise_of
 from .rows import check_reduction, enter, flat
-from .targets import SparseTargets, Targets, check_integer, check_targets, sample_labels
+from .targets import SparseTargets, Targets, check_integer, check_targets, sample_labels, without_autocast
 
 # %% ../nbs/losses/losses.ipynb #a1fe75f6
 LABELS, TARGETS = ('logits', 'labels'), ('logits', 'targets')  # names in messages
@@ -184,7 +184,7 @@ def reduced_linear(head, candidates, rows, reduction):
     if head.sparse_grad: check_sparse_gradient(candidates)
     z, weights = rows.x, rows.row_weights()
     known = isinstance(candidates, (AllClasses, Expectation)) and reduction != 'none' and len(z)
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         if not known: return rows.reduce(contrast(head, candidates), reduction)
         divisor = rows.denominator() if reduction == 'mean' else 1.
         weights = z.new_full((len(z),), 1/divisor) if weights is None else weights/divisor
@@ -263,7 +263,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from .candidates import check_noise_samples
-from .contrast.scores import check_temperature, noise_scores
+from .contrast.scores import hold_temperature, noise_scores
 from .read_outs import (MAX_LOOKS, READ_AS_LABELS, READ_LATER, check_epsilon, check_kind,
                                independent_noise_probs, knows_its_law, labels_alike, of_any_shape, refusal,
                                row_weight, smoothed, unsmooth, untilted, weighted_refusal)
@@ -281,11 +281,10 @@ class NLL(nn.Module):
                  ignore_index:int|None=None,        # leave out rows with this id, and soft ones without mass
                  label_smoothing:float=0.):         # in [0, 1], of all targets
         super().__init__()
-        check_temperature(temperature); check_reduction(reduction); check_fraction(label_smoothing, 'label_smoothing')
+        hold_temperature(self, temperature); check_reduction(reduction)
+        check_fraction(label_smoothing, 'label_smoothing')
         if ignore_index is not None: check_ignore_index(ignore_index)
         if weight is not None: check_class_weight(weight)
-        if isinstance(temperature, nn.Parameter) or not isinstance(temperature, Tensor): self.temperature = temperature
-        else: self.register_buffer('temperature', temperature)
         self.register_buffer('weight', weight)
         self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
     def options(self)->dict[str, Any]:

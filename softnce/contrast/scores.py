@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..candidates import (AllClasses, ClassCounts, DenseCandidates, Expectation, NoiseLabels, Parts,
                                 SparseCandidates, parts_of, places)
@@ -37,7 +37,8 @@ from .operators import backend
 from .sums import class_sums, product_sums, sparse_sums, without_own
 from ..noise import ClosedForm, noise_of
 from ..rows import enter, flat
-from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of
+from ..targets import (SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of,
+                             without_autocast)
 
 # %% ../../nbs/contrast/scores.ipynb #480c6185
 def check_logits(logits, name='logits'):
@@ -58,6 +59,12 @@ def check_temperature(temperature):
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
     if not temperature > 0 or temperature == float('inf'):
         raise ValueError(f"temperature must be positive and finite, got {float(temperature)}")
+
+def hold_temperature(module, temperature):
+    "A module's temperature, checked: a tensor becomes a buffer, a Parameter is learned."
+    check_temperature(temperature)
+    if isinstance(temperature, nn.Parameter) or not isinstance(temperature, Tensor): module.temperature = temperature
+    else: module.register_buffer('temperature', temperature)
 
 def full_precision(x):
     "fp16 and bf16 are computed in fp32; float64 stays float64."
@@ -102,7 +109,7 @@ def written_out(scores:Logits)->Tensor: # scores: of `logit_scores`; return: `(N
 def candidate_scores(scores, candidates):
     "U = s @ alpha.T: `(N, M)`; gathers where the candidates are sparse."
     if isinstance(candidates, Tensor):
-        with torch.autocast(scores.device.type, enabled=False): return scores @ candidates.T
+        with without_autocast(scores): return scores @ candidates.T
     parts = parts_of(candidates)
     u = sum(scores[:, i]*w for i, w in zip(parts.ids.T, parts.weights.T))
     return u if parts.share is None else u + scores.mean(1, keepdim=True)*parts.share
@@ -186,7 +193,7 @@ def written_probs(own, like):
 
 def mean_under(own, values):
     "<alpha_i, values> for a vector `(K,)`: `(N,)`."
-    with torch.autocast(values.device.type, enabled=False):  # which would take the product in 16 bits
+    with without_autocast(values):  # which would take the product in 16 bits
         means = own.probs @ values if own.probs is not None else (own.weights*values[own.ids]).sum(1)
     return means if own.share is None else means + own.share*values.mean()
 
