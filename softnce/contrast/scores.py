@@ -35,7 +35,7 @@ from .expected_sums import expected_sums
 from .linear_sums import linear_sums
 from .layout import LOW, centred, in_full, masked, mean_score, own_score
 from .operators import backend, kernels_for
-from .sums import class_sums, count_sums, product_sums, sparse_sums, without_own
+from .sums import class_sums, count_sums, dense_sums, product_sums, sparse_sums, without_own
 from ..noise import ClosedForm, noise_of
 from ..rows import enter, flat
 from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of
@@ -243,6 +243,8 @@ def sum_dense(scores, candidates):
     "Dense candidates: a matrix product."
     own, probs, in_batch, present = candidates
     x, scale, log_eta, num_rows, _ = scores
+    if in_batch and kernels_for(x, probs, log_eta):
+        return dense_sums(x, probs, absent(present, probs), log_eta, scale, num_rows or 0, reduction=scores.reduction)
     if not in_batch: x = full_precision(x)  # as above
     rows = product_sums(x, probs, absent(present, probs), log_eta=log_eta, scale=scale, in_batch=in_batch, linear=False,
                         num_rows=num_rows)

@@ -152,7 +152,7 @@ def class_sums(logits:Tensor,          # `(N, K)`
     return class_sums_op(logits, ids, weights, share, probs, offset, own_offset, log_eta, list(exponents), float(scale),
                          reduction=reduction)
 
-# %% ../../nbs/contrast/sums.ipynb #454117f0
+# %% ../../nbs/contrast/sums.ipynb #8dc812e0
 def count_sums_reference(logits, ids, weights, counts, log_eta, keep, scale, in_batch):
     "`count_sums` as plain formulas."
     log_own = (counts[ids[:, 0]] + (not in_batch)).clamp(min=1).log()
@@ -404,3 +404,10 @@ def product_sums(a:Tensor,           # `(N, d)` embeddings; or logits `(N, K)`, 
         return product_sums_reference(a, b, shift, log_eta, float(scale), in_batch, linear)
     if not b.shape[0]: return a.sum(1)  # an empty batch
     return product_sums_call(a, b, shift, log_eta, float(scale), in_batch, linear, num_rows or 0)
+
+# %% ../../nbs/contrast/sums.ipynb #c6da9e2e
+def dense_sums_reference(logits, probs, shift, log_eta, scale, num_rows):
+    "`dense_sums` as plain formulas: the loss, log(1 + exp of the sum over the others)."
+    return -F.logsigmoid(-product_sums_reference(logits, probs, shift, log_eta, scale, True, False))
+
+dense_sums = late_sum(dense_sums_reference, 'dense_totals', 'dense_gradient')  # of rows in the batch, on a card

@@ -30,10 +30,10 @@ import torch
 import triton
 import triton.language as tl
 
-from softnce.contrast.layout import FAR, empty_gradient, in_full
-from softnce.contrast.operators import NUM_STATS
-from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, masked, on_its_device, online,
-                                            own_of_row, row_at, row_options, row_part, scores_at, stored)
+from softnce.contrast.layout import FAR, empty_gradient, in_full, row_blocks
+from softnce.contrast.operators import NUM_STATS, keeps_graph
+from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, on_its_device,
+                                            online, own_of_row, row_at, row_options, row_part, scores_at, stored)
 from softnce.contrast.triton_pairs import sparse_sums as sparse_sums  # the sums ask this page for all kernels
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
@@ -69,7 +69,7 @@ def own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S:tl.constexpr, DTYPE:t
         for c in range(S): own += tl.where(k == tl.load(IDS + i*S + c), tl.load(W + i*w_stride + c), 0.)
     return own
 
-# %% ../../nbs/contrast/triton_sums.ipynb #7c11fd2e
+# %% ../../nbs/contrast/triton_sums.ipynb #cfe94172
 @triton.jit
 def relative_to(top, l, scale):
     "The largest logit with those of a block; what scores are relative to, 0 where all are masked; how they have moved."
@@ -138,7 +138,7 @@ def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, COUNTS, T
     tl.store(TOTAL + i, total)
     if STATS_OF is not None: store_stats(STATS_OF, i, top, top1, z1, top2, z2, slope)
 
-# %% ../../nbs/contrast/triton_sums.ipynb #182d4969
+# %% ../../nbs/contrast/triton_sums.ipynb #54376752
 @triton.jit
 def class_gradient_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, COUNTS, STATS_OF, G, GRAD, K, stride,
                           w_stride, next_offset, g_stride, scale:tl.float64, t1:tl.float64, t2:tl.float64,
@@ -299,14 +299,12 @@ def own_pull_of(k, row, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.co
 @triton.jit
 def as_float(k, DTYPE:tl.constexpr):
     "An integer of 32 bits in the memory of a float."
-    if DTYPE == tl.float64: return k.to(tl.float64)
-    return k.to(tl.float32, bitcast=True)
+    return k.to(tl.float64) if DTYPE == tl.float64 else k.to(tl.float32, bitcast=True)
 
 @triton.jit
 def as_integer(x, DTYPE:tl.constexpr):
     "The integer of `as_float`."
-    if DTYPE == tl.float64: return x.to(tl.int32)
-    return x.to(tl.int32, bitcast=True)
+    return x.to(tl.int32) if DTYPE == tl.float64 else x.to(tl.int32, bitcast=True)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e81b451e
 @triton.jit
@@ -400,9 +398,11 @@ def expected_gradient(g, each, stats, logits, ids, weights, share, probs, offset
 
 # %% ../../nbs/contrast/triton_sums.ipynb #727b780a
 @triton.jit(do_not_specialize=['M', 'start'])
-def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr,
-                   ONE:tl.constexpr, BLOCK:tl.constexpr):
-    "Sum of a row of a block without its own candidate, `start` + row; the row becomes its probabilities, and -1 there."
+def softmax_kernel(U, TOTAL, M, start, scale:tl.float64, HAS_OWN:tl.constexpr, BESIDE:tl.constexpr, DTYPE:tl.constexpr,
+                   ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    """Sum of a row of a block without its own candidate, `start` + row; the row becomes its probabilities, and -1 there.
+
+    BESIDE: the loss log(1 + exp sum), and the row times its derivative and `scale`."""
     i, M = tl.program_id(0).to(tl.int64), M*ALIGN
     first, end = U + i*M, BLOCK if ONE else M + (WIDE - 1)
     row, before = row_at(U, i*M, WIDE)
@@ -413,25 +413,83 @@ def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr,
         m, there, u = row_part(row, before, at, M, WIDE, DTYPE, BLOCK)
         if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
         top, z = online(u, top, z)
+    total, factor = tl.log(z) + (top - own), tl.full((), 1., DTYPE)
+    if BESIDE:
+        total, factor = softplus(total)
+        factor *= exactly(scale, DTYPE)
     for at in range(0, end, BLOCK):
         m, there, u = row_part(row, before, at, M, WIDE, DTYPE, BLOCK)
         if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
         p = tl.exp(u - top)/z
         if HAS_OWN: p = tl.where(m == start + i, -1., p)
-        tl.store(first + m, p, mask=there)
-    tl.store(TOTAL + i, tl.log(z) + (top - own))
+        tl.store(first + m, factor*p, mask=there)
+    tl.store(TOTAL + i, total)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #ed2ecf9a
+def launch_softmax(u, total, start, beside=False, scale=1.):
+    "Probabilities in place of a contiguous block `(n, M)` of scores, and sums."
+    options = row_options(u)
+    softmax_kernel[(u.shape[0],)](
+        u,
+        total,
+        u.shape[1]//options['ALIGN'],
+        start or 0,
+        scale,
+        HAS_OWN=start is not None,
+        BESIDE=beside,
+        **options)
+
 @on_its_device
 def softmax_without_own(u, start):
     "What `softmax_without_own` of `softnce.contrast.sums` computes, of a contiguous block `(n, M)` of scores."
-    n, M = u.shape
-    total, options = u.new_empty(n), row_options(u)
-    softmax_kernel[(n,)](
-        u,
-        total,
-        M//options['ALIGN'],
-        start or 0,
-        HAS_OWN=start is not None,
-        **options)
+    total = u.new_empty(u.shape[0])
+    launch_softmax(u, total, start)
     return total
+
+# %% ../../nbs/contrast/triton_sums.ipynb #4e9181b9
+@triton.jit
+def centre_kernel(L, LOG_ETA, OUT, K, stride, scale:tl.float64, DTYPE:tl.constexpr, ALIGN:tl.constexpr,
+                  WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    "Scores of a row, as `layout.centred`."
+    i, K, scale = tl.program_id(0).to(tl.int64), K*ALIGN, exactly(scale, DTYPE)
+    end = BLOCK if ONE else K + (WIDE - 1)
+    row, before = row_at(L, i*stride*ALIGN, WIDE)
+    top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
+    for start in range(0, end, BLOCK):
+        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
+        tl.store(OUT + i*K + k, s, mask=there)
+
+def centred_rows(logits, log_eta, scale):
+    "Scores `(n, K)` in full precision."
+    scores, options = logits.new_empty(*logits.shape, dtype=in_full(logits.dtype)), row_options(logits)
+    centre_kernel[(logits.shape[0],)](
+        logits,
+        log_eta,
+        scores,
+        logits.shape[1]//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
+        scale,
+        **options)
+    return scores
+
+PRODUCT = 2**21  # candidate scores of a block: 8 MiB of fp32, in a card's cache between the products
+
+@on_its_device
+def dense_totals(logits, probs, shift, log_eta, scale, num_rows, with_grad):
+    "Losses among dense targets of the batch, `num_rows` at a time or as many as are cheap, and their gradient."
+    logits, total = by_row(logits), logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
+    gradient = empty_gradient(logits) if with_grad else logits.new_empty(0)
+    with torch.autocast(logits.device.type, enabled=False):
+        for r in row_blocks(len(logits), len(probs), num_rows*len(probs) or PRODUCT):
+            s = centred_rows(logits[r], log_eta, scale)
+            u = s @ probs.T if shift is None else torch.addmm(shift, s, probs.T)
+            launch_softmax(u, total[r], r.start, True, scale)
+            if not with_grad: continue
+            if gradient.dtype == u.dtype: torch.mm(u, probs, out=gradient[r])
+            else: gradient[r] = u @ probs
+    return total, gradient
+
+def dense_gradient(g, each, gradient, *inputs):
+    "The gradient of rows that count `each` times `g`; a card rounds to 16 bits as it writes."
+    g = (g if each == 1 else each*g)[:, None]
+    return (g*gradient).to(gradient.dtype) if keeps_graph() else gradient.mul_(g)

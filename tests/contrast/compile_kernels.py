@@ -37,7 +37,7 @@ COLUMNS = ['capability', 'case', 'launch', 'kernel', 'warps', 'registers', 'spil
            'mib', 'floor_mib', 'overflows', 'floats', 'tensor_cores', 'wide', 'triton']
 NO_LAUNCH = {'promote_types', 'empty', 'empty_like', 'new_empty', 'view', '_unsafe_view', 'as_strided', 't',
              'transpose', 'slice', 'select', 'expand', 'unbind', 'unsqueeze', 'squeeze', 'detach', 'alias',
-             'empty_strided'}
+             'empty_strided', 'permute', 'diagonal'}
 MULTIPROCESSORS = 132  # of an H100
 
 
