@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from .candidates import AllClasses, Expectation, gather_candidates, parts_of, places
+from .contrast.layout import in_full
 from .contrast.scores import (LinearScores, check_logits, check_sparse_gradient, contrast, linear_inputs,
                                      linear_rows, logit_scores)
 from .noise import NoiseSource, noise_of
@@ -47,8 +48,12 @@ def cross_entropy(logits, targets, options, temperature, reduction, names=TARGET
     check_logits(logits)
     check_reduction(reduction)
     rows = enter(logits, targets, options, shape, names=names, only_labels=names is LABELS)
-    scores = logit_scores(rows.x, temperature, reduction=reduction if rows.plain else 'none')
-    losses = contrast(scores, AllClasses(parts_of(rows.own())))
+    return reduced_rows(rows, AllClasses(parts_of(rows.own())), temperature, reduction)
+
+def reduced_rows(rows, candidates, temperature, reduction, log_eta=None, num_rows=None):
+    "The loss of rows of logits; their mean or sum goes with the sum over candidates where rows count alike."
+    with_sum = reduction if rows.plain else 'none'
+    losses = contrast(logit_scores(rows.x, temperature, log_eta, num_rows, with_sum), candidates)
     return rows.reduce(losses, reduction)
 
 # %% ../nbs/losses/losses.ipynb #6679bf59
@@ -82,7 +87,9 @@ def noise_rows(logits, targets, options, noise_probs, noise_samples, counted, na
     `counted`: candidates are labels, of which one can be counted zero times."""
     logits, shape = flat(logits)
     check_logits(logits)
-    eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
+    if noise_probs is noise_samples is None:  # nobody looks at the numbers of eta: no launch writes them
+        eta, log_eta = logits.new_empty(1, dtype=in_full(logits.dtype)).expand(logits.shape[1]), None
+    else: eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
     rows = enter(logits, targets, options, shape, names=names, only_labels=names is LABELS,
                  **places(options, noise_samples, counted))
     return rows, eta, log_eta
@@ -90,8 +97,7 @@ def noise_rows(logits, targets, options, noise_probs, noise_samples, counted, na
 def contrast_candidates(rows, eta, log_eta, temperature, noise_samples, reduction, num_rows=None):
     "The rest of the way through a noise contrastive loss: gather candidates, sum."
     candidates = gather_candidates(rows.targets, noise_samples, eta, present=rows.present)
-    losses = contrast(logit_scores(rows.x, temperature, log_eta, num_rows), candidates)
-    return rows.reduce(losses, reduction)
+    return reduced_rows(rows, candidates, temperature, reduction, log_eta, num_rows)
 
 # %% ../nbs/losses/losses.ipynb #934a22a8
 def info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
@@ -229,7 +235,7 @@ def expected_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)` 
     options = weight, sample_weight, ignore_index, label_smoothing
     rows, eta, log_eta = noise_rows(logits, targets, options, noise_probs, noise_samples, counted=True)
     candidates = expected_candidates(rows, noise_samples, eta, generator)
-    return rows.reduce(contrast(logit_scores(rows.x, temperature, log_eta), candidates), reduction)
+    return reduced_rows(rows, candidates, temperature, reduction, log_eta)
 
 # %% ../nbs/losses/mean_over_draw.ipynb #2b4e7413
 def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`, what the head takes
