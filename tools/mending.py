@@ -152,13 +152,17 @@ def phone_contents(soup, page):
 
 # ---------------------------------------------------------------- ways to run it
 
-INSTALL = """!git clone -q --depth 1 {git}
-%pip install -q './{name}[train,graph,nbs,text]'
-%cd {name}/nbs{folder}"""
+# editable, for the ledgers of the experiments lie in the clone; the kernel runs already, so it is told the path
+INSTALL = """import os, sys
+if not os.path.exists('{up}settings.ini'):  # not in a clone
+    !git clone -q --depth 1 {git}
+    %pip install -q -e './{name}[train,graph,nbs,text]'
+    %cd -q {name}/nbs{folder}
+    sys.path.insert(0, os.path.abspath('{up}'))"""
 
 
-NOTE = """<p>Colab brings this page without the rest of the repository: run this cell before the others. Binder needs
-nothing. In a clone, <code>make lab</code> opens the notebooks with their kernel.</p>"""
+NOTE = """<p>Colab brings this page without the rest of the repository: run this cell before the others; in a clone it does
+nothing. Binder needs nothing. In a clone, <code>make lab</code> opens the notebooks with their kernel.</p>"""
 
 
 def ways(soup, page):
@@ -174,7 +178,8 @@ def ways(soup, page):
         "Notebook": f"{page.git}/blob/{page.branch}/{path}",
     }
     row = " ".join(f'<a href="{escape(v)}">{k}</a>' for k, v in links.items())
-    first = escape(INSTALL.format(git=page.git, name=name, folder=folder))
+    root = "../"*(path.count("/"))  # the clone, from the notebook's folder
+    first = escape(INSTALL.format(git=page.git, name=name, folder=folder, up=root), quote=False)
     box = BeautifulSoup(f'''<div class="ways"><span>Run this page: {row}</span> <details>
 <summary>first cell for Colab</summary>{NOTE}<pre><code>{first}</code></pre></details></div>''', "html.parser")
     head, main = soup.select_one("#title-block-header"), soup.select_one("main")

@@ -80,9 +80,30 @@ def test_ways_to_run_lead_to_the_notebook(page):
     assert links["Colab"] == "https://colab.research.google.com/github/me/book/blob/main/nbs/guides/a.ipynb"
     assert links["Binder"] == "https://mybinder.org/v2/gh/me/book/main?urlpath=lab/tree/nbs/guides/a.ipynb"
     first = s.select_one(".ways pre").get_text()
-    assert f"git clone -q --depth 1 {GIT}" in first and "%cd book/nbs/guides" in first
+    assert f"git clone -q --depth 1 {GIT}" in first and "%cd -q book/nbs/guides" in first
     page.notebook = None
     assert not done(mending.ways, page, "").select(".ways")
+
+
+class Shell:
+    "What IPython is asked to run."
+    def __init__(self): self.asked = []
+    def system(self, line): self.asked.append(line)
+    def run_line_magic(self, name, line, **options): self.asked.append(f"{name} {line}")
+
+
+@pytest.mark.parametrize("folder, asked", {"else": 3, "book/nbs/guides": 0}.items())
+def test_the_first_cell_installs_outside_a_clone_only(page, tmp_path, monkeypatch, folder, asked):
+    transform = pytest.importorskip("IPython.core.inputtransformer2").TransformerManager().transform_cell
+    first = done(mending.ways, page, "").select_one(".ways pre").get_text()
+    (tmp_path/folder).mkdir(parents=True)
+    (tmp_path/"book").mkdir(exist_ok=True)
+    (tmp_path/"book"/"settings.ini").write_text("")
+    monkeypatch.chdir(tmp_path/folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    shell = Shell()
+    exec(compile(transform(first), "first", "exec"), {"get_ipython": lambda: shell})
+    assert len(shell.asked) == asked and all(w in o for w, o in zip(["git clone", "pip", "cd"], shell.asked))
 
 
 def test_maths_is_the_sites(page):
