@@ -130,6 +130,14 @@ def tables(soup, page):
     for o in soup.select("tr[style]"): del o["style"]
 
 
+def answers(soup, page):
+    "The answer to a question is folded with what it printed, and not its code alone."
+    for fold in soup.select("details.code-fold"):
+        if fold.summary.get_text(strip=True) != "Answer": continue
+        fold["class"] = [*fold["class"], "answer"]
+        for o in list(fold.find_next_siblings(class_="cell-output")): fold.append(o.extract())
+
+
 def link_texts(soup, page):
     "A link without text leads nobody anywhere; one that is a formula has it in letters."
     for o in soup.select("main a[href]"):
@@ -187,7 +195,8 @@ def ways(soup, page):
     elif main: main.append(box)
 
 
-MENDS = [own_links, figures, landmarks, buttons, open_use, tables, link_texts, phone_contents, ways, maths, scripts]
+MENDS = [own_links, figures, landmarks, buttons, open_use, tables, answers, link_texts, phone_contents, ways, maths,
+         scripts]
 
 
 def mend(page):

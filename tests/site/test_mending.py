@@ -62,6 +62,13 @@ def test_an_empty_corner_is_no_header(page):
     assert len(s.find_all("th")) == 1 and len(s.find_all("td")) == 1
 
 
+@pytest.mark.parametrize("summary, folded", {"Answer": 2, "Code": 0}.items())
+def test_an_answer_is_folded_with_its_output(page, summary, folded):
+    cell = f'<div class="cell"><details class="code-fold"><summary>{summary}</summary><pre>1+1</pre></details>'
+    s = done(mending.answers, page, cell + '<div class="cell-output">2</div>'*2 + '</div><div class="cell-output">3</div>')
+    assert len(s.select("details .cell-output")) == folded and len(s.select(".cell-output")) == 3
+
+
 def test_empty_links_go_and_formulas_are_named(page):
     links = r'<a href="b"></a><a href="c"><span class="math">\(\alpha\)</span></a>'
     s = done(mending.link_texts, page, links)
