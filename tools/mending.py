@@ -15,6 +15,8 @@ MATHS_OPTIONS = "window.MathJax = {options: {enableMenu: false}};"
 CSS_IMPORT = re.compile(r"""@import\s*(?:url\(\s*(['"]?)https?:[^)]*?\1\s*\)|(['"])https?:.*?\2)[^;{}]*;""")
 KINDS = {"png": "png", "jpeg": "jpg", "gif": "gif"}
 WHITE, DRAWING = 250, .5  # from this grey value on a pixel is paper; a drawing has at least this share of it
+NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?(?:\s|$|%)|$")  # what a cell of numbers begins with; or it is empty
+LONG = 30         # characters of a cell that is read as a sentence
 MAX_CONTENTS = 2  # sections from which on the contents are worth a click on a phone
 
 
@@ -122,12 +124,24 @@ def open_use(soup, page):
         o["aria-expanded"], o["class"] = "true", [c for c in o["class"] if c != "collapsed"]
 
 
+def columns(table):
+    "Columns of words are told from those of numbers: they begin at the left, and long ones have room."
+    rows = [r.find_all(["th", "td"]) for r in table.find_all("tr")]
+    if any(c.get("colspan") or c.get("rowspan") for r in rows for c in r): return
+    for column in zip(*(r for r in rows if len(r) == len(rows[0]))):
+        texts = [c.get_text(" ", strip=True) for c in column[1:]]
+        if sum(bool(NUMBER.match(t)) for t in texts) > len(texts)/2: continue
+        kinds = ["words"] + ["long"]*(max(map(len, texts), default=0) > LONG)
+        for c in column: c["class"] = [*c.get("class", []), *kinds]
+
+
 def tables(soup, page):
     "An empty corner of a table is no header."
     for o in soup.find_all("th"):
         if not o.get_text(strip=True) and not o.find("img"): o.name = "td"
     for o in soup.select("table[border]"): del o["border"]
     for o in soup.select("tr[style]"): del o["style"]
+    for o in soup.select(".cell-output-display table"): columns(o)
 
 
 def answers(soup, page):
@@ -136,6 +150,15 @@ def answers(soup, page):
         if fold.summary.get_text(strip=True) != "Answer": continue
         fold["class"] = [*fold["class"], "answer"]
         for o in list(fold.find_next_siblings(class_="cell-output")): fold.append(o.extract())
+
+
+APART = "pre", "code", "script", "style", "math"  # text in which a space is a space
+
+
+def together(soup, page):
+    "A number and its interval stay on one line."
+    for s in soup.find_all(string=re.compile(r" ± ?\d")):
+        if s.find_parent(APART) is None: s.replace_with(re.sub(r" ± ?(?=\d)", "\u00a0±\u00a0", s))
 
 
 def link_texts(soup, page):
@@ -169,8 +192,8 @@ if not os.path.exists('{up}settings.ini'):  # not in a clone
     sys.path.insert(0, os.path.abspath('{up}'))"""
 
 
-NOTE = """<p>Colab brings this page without the rest of the repository: run this cell before the others; in a clone it does
-nothing. Binder needs nothing. In a clone, <code>make lab</code> opens the notebooks with their kernel.</p>"""
+NOTE = """<p>Colab brings this page without the rest of the repository: run this cell before the others; in a clone it
+does nothing. Binder needs nothing. In a clone, <code>make lab</code> opens the notebooks with their kernel.</p>"""
 
 
 def ways(soup, page):
@@ -195,8 +218,8 @@ def ways(soup, page):
     elif main: main.append(box)
 
 
-MENDS = [own_links, figures, landmarks, buttons, open_use, tables, answers, link_texts, phone_contents, ways, maths,
-         scripts]
+MENDS = [own_links, figures, landmarks, buttons, open_use, tables, together, answers, link_texts, phone_contents, ways,
+         maths, scripts]
 
 
 def mend(page):

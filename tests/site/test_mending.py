@@ -62,6 +62,19 @@ def test_an_empty_corner_is_no_header(page):
     assert len(s.find_all("th")) == 1 and len(s.find_all("td")) == 1
 
 
+def test_columns_of_words_begin_at_the_left(page):
+    rows = [["", "claim", "ours", "note"], ["1", "It is better than the other one, by far", "+0.1 ± 0.2 points", ""],
+            ["2", "No", "-3e-05", "1 of them"]]
+    table = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in r) + "</tr>" for r in rows)
+    s = done(mending.tables, page, f'<div class="cell-output-display"><table>{table}</table></div>')
+    for r in s.select("tr"): assert [c.get("class") for c in r.select("td")] == [None, ["words", "long"], None, None]
+
+
+def test_a_number_and_its_interval_stay_together(page):
+    s = done(mending.together, page, "<p>By -0.2 ± 0.4 points</p><code>1 ± 2</code>")
+    assert s.p.get_text() == "By -0.2\u00a0±\u00a00.4 points" and s.code.get_text() == "1 ± 2"
+
+
 @pytest.mark.parametrize("summary, folded", {"Answer": 2, "Code": 0}.items())
 def test_an_answer_is_folded_with_its_output(page, summary, folded):
     cell = f'<div class="cell"><details class="code-fold"><summary>{summary}</summary><pre>1+1</pre></details>'
