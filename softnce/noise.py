@@ -128,7 +128,7 @@ def _moments(x, num_terms):
     return b
 
 # %% ../nbs/losses/noise.ipynb #5c18a281
-def _num_terms(x): return int(x.max() + 9*x.max().sqrt()) + 25
+def _num_terms(x): return 25 + (int(x.max() + 9*x.max().sqrt()) if x.numel() else 0)
 
 # %% ../nbs/losses/noise.ipynb #d411a81a
 def _draw_exponents(b, num_samples):

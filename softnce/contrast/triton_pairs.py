@@ -25,8 +25,9 @@ import triton
 import triton.language as tl
 
 from softnce.contrast.layout import empty_gradient, in_full
-from softnce.contrast.triton_candidates import Sparse, bag_sums, join_parts, pieces, row_constants
-from softnce.contrast.triton_common import FLOOR, by_row, exactly, on_its_device, online, scores_at, stored
+from softnce.contrast.triton_candidates import Sparse, bag_sums, row_constants
+from softnce.contrast.triton_common import (FLOOR, by_row, exactly, join_parts, on_its_device, online, pieces,
+                                            scores_at, stored)
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #fac4ae11
 @triton.jit(do_not_specialize=['M'])
