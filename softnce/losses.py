@@ -426,8 +426,7 @@ class SoftTargetInfoNCE(InfoNCE):
     def look_at(self, targets:Targets)->None: # targets: checked
         "Remember whether checked targets are labels smoothed alike, where their values may be looked at."
         if self._looks >= MAX_LOOKS: return
-        alike = labels_alike(targets)
-        if alike is None: return
+        if (alike := labels_alike(targets)) is None: return
         self._looks += 1
         self._alike = alike if self._alike is None else self._alike & alike
     @of_any_shape
