@@ -123,9 +123,14 @@ def sparse_case(dtype, K, S=2, M=None, one=False, share=False, eta=False, grad=T
     M, make = M or N, Maker(dtype, device)
     ids, w = make.ids(M, S), make.full(1 if one else M, S).expand(M, S)
     share = make.full(M) if share else None
-    return Case(triton_sums.sparse_sums, make.logits(N, K), ids, w, share, ids[:N], w[:N],
-                None if share is None else share[:N], make.full(K) if eta else None, .5, True, one, 0, grad,
-                classes=K, entries=M*S)
+    return Case(losses_and_gradient if grad else lambda *args: triton_sums.sparse_totals(*args, False),
+                make.logits(N, K), ids, w, share, ids[:N], w[:N], None if share is None else share[:N],
+                make.full(K) if eta else None, .5, True, one, 0, True, classes=K, entries=M*S)
+
+
+def losses_and_gradient(*args):
+    total, *left = triton_sums.sparse_totals(*args, True)
+    triton_sums.sparse_gradient(total, 1., *left, *args)
 
 
 def product_case(dtype, M, N=8192, device='meta'):
