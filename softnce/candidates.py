@@ -113,9 +113,7 @@ def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
         own, eps = parts_of(targets, noise_samples.epsilon), noise_samples.epsilon
         if eps and own.probs is not None: own = own._replace(share=own.probs.new_full(own.probs.shape[:1], -eps))
         return Expectation(own, noise_samples.exponents(), noise_probs)
-    source, given = source_and_given(noise_samples)
-    rows = [targets]*source.in_batch + others_of_ranks(source, targets) + (given or drawn_targets(source, noise_probs))
-    rows = rows[:source.in_batch] + [checked_noise(r, noise_probs) for r in rows[source.in_batch:] if r is not None]
+    source, rows = candidate_rows(targets, noise_samples, noise_probs)
     check_alone(source, rows)
     if isinstance(targets, SparseTargets) and all(isinstance(r, SparseTargets) for r in rows):
         return with_present(sparse_candidates(targets, rows, source.in_batch, count_classes), present)
@@ -131,6 +129,13 @@ def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
 def source_and_given(noise_samples):
     "The source, and the noise targets that were given, as a list: of one or the other."
     return (noise_samples, []) if isinstance(noise_samples, NoiseSource) else (InBatch(), [noise_samples])
+
+def candidate_rows(targets, noise_samples, noise_probs):
+    "The source, and what it compares with: the batch's own targets first where it does, then others, through the door."
+    source, given = source_and_given(noise_samples)
+    rows = [targets]*source.in_batch + others_of_ranks(source, targets) + (given or drawn_targets(source, noise_probs))
+    own, others = rows[:source.in_batch], rows[source.in_batch:]
+    return source, own + [checked_noise(r, noise_probs) for r in others if r is not None]
 
 def others_of_ranks(source, targets):
     "The targets of other ranks, if the source asks for them, and the batch's push to it; evaluation leaves no trace."

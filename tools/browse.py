@@ -1,13 +1,15 @@
 """Look at the built site as a reader's browser does, and say what is wrong: `page: what`.
 
 Every page, on a desktop (1280 x 800, light and dark) and a phone (375 x 800): no request to another host, no error in
-the console, no raw TeX, text for every figure, nothing cut or covered, axe-core clean, not too heavy. Then the search.
+the console, no raw TeX, text for every figure, nothing cut or covered, axe-core clean, not too heavy. Then the links
+and the search.
 `--sample` looks at one page of each section; names of pages look at these.
 """
-import argparse, functools, http.server, json, os, re, shutil, subprocess, sys, threading
+import argparse, configparser, functools, http.server, json, os, re, shutil, subprocess, sys, threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from linking import broken
 from rules import sidebar
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,6 +246,20 @@ def report(found):
     return sum(seen.values())
 
 
+def address(root=ROOT):
+    "The site's own, from settings.ini."
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(root/"settings.ini")
+    return settings["DEFAULT"]["doc_host"] + settings["DEFAULT"]["doc_baseurl"]
+
+
+def whole(docs):
+    "What is found on no single page: links that lead nowhere, and the search."
+    yield from broken(docs, address())
+    yield from raw_tex_in_search(docs)
+    yield from searches(docs)
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("pages", nargs="*", help="pages as they lie in the site: guides/labels.html")
@@ -255,7 +271,7 @@ def main():
         return print(f"== NOT LOOKED AT: no page was opened, for there is {why}")  # a clean clone passes without one
     names = args.pages or (sample() if args.sample else html_pages(args.docs))
     n = report(browse(args.docs, names))
-    if not args.pages: n += report([*raw_tex_in_search(args.docs), *searches(args.docs)])
+    if not args.pages: n += report(whole(args.docs))
     if n: sys.exit(f"=> {n} findings on {len(names)} pages")
     print(f"{len(names)} pages are as a reader needs them")
 

@@ -32,6 +32,7 @@ from .layout import (LOW, by_class, centred, empty_gradient, in_full, masked, me
                                      partners, row_blocks, with_mean, without_mean)
 from .operators import (callable_sum, check_floats, check_rows, differentiable, kernels_for,
                                         late_sum, namespace, part, recorded, triton_for, weighted)
+from ..targets import without_autocast
 
 # %% ../../nbs/contrast/sums.ipynb #718563ac
 def class_sums_reference(logits:Tensor, ids:Tensor, weights:Tensor, share:Tensor|None=None,
@@ -348,7 +349,7 @@ def product_sums_op(a:Tensor, b:Tensor, shift:Tensor|None, log_eta:Tensor|None, 
     total = a.new_empty(a.shape[0], dtype=in_full(a.dtype))
     gradient = empty_gradient(a) if with_grad else a.new_empty(0)
     run = kernels.softmax_without_own if (kernels := triton_for(a)) else softmax_without_own
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a):
         for r, _, u in product_blocks(a, b, shift, log_eta, scale, linear, num_rows):
             total[r] = run(u, r.start if in_batch else None)
             if not with_grad: continue
@@ -362,7 +363,7 @@ def product_backward(g:Tensor, a:Tensor, b:Tensor, shift:Tensor|None, in_batch:b
     "Gradients of the linear form by both factors and the shift: the blocks are computed again, weighted by `g`."
     da, db, dshift = empty_gradient(a), empty_gradient(b).zero_(), a.new_zeros(b.shape[0])
     run = kernels.softmax_without_own if (kernels := triton_for(a)) else softmax_without_own
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a):
         for r, x, u in product_blocks(a, b, shift, None, 1., True, num_rows):
             run(u, r.start if in_batch else None)
             da[r] = g[r, None]*(u @ b)

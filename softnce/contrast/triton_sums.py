@@ -38,6 +38,7 @@ from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly
 from softnce.contrast.triton_pairs import sparse_gradient as sparse_gradient  # the sums ask this page for all kernels
 from softnce.contrast.triton_pairs import sparse_sums as sparse_sums
 from softnce.contrast.triton_pairs import sparse_totals as sparse_totals
+from softnce.targets import without_autocast
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
 @triton.jit
@@ -474,7 +475,7 @@ def dense_totals(logits, probs, shift, log_eta, scale, num_rows, with_grad):
     "Losses among dense targets of the batch, `num_rows` at a time or as many as are cheap, and their gradient."
     logits, total = by_row(logits), logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
     gradient = empty_gradient(logits) if with_grad else logits.new_empty(0)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits):
         for r in row_blocks(len(logits), len(probs), num_rows*len(probs) or PRODUCT):
             s = centred_rows(logits[r], log_eta, scale)
             u = s @ probs.T if shift is None else torch.addmm(shift, s, probs.T)

@@ -33,7 +33,7 @@ class Page(HTMLParser):
         if tag == "img": self.images.append(a.get("src", ""))
         if tag == "link" and a.get("rel") in ("stylesheet", "icon"): self.scripts.append(a["href"])
         if tag == "script" and "src" in a: self.scripts.append(a["src"])
-        if tag == "h3": self.headings.append("")
+        if tag in ("h2", "h3"): self.headings.append("")
         self.attrs += "\n" + " ".join(v for v in a.values() if not v.startswith("data:"))
     def handle_endtag(self, tag):
         while self.stack and self.stack.pop()[0] != tag: pass
@@ -43,7 +43,7 @@ class Page(HTMLParser):
         self.text += data
         if any("math" in o[1].split() for o in self.stack): self.tex += data
         elif not tags & {"code", "pre"}: self.prose += data
-        if "h3" in tags: self.headings[-1] += data
+        if tags & {"h2", "h3"}: self.headings[-1] += data
 
 
 @pytest.fixture(scope="session")
