@@ -1,7 +1,8 @@
 // What is wider than its column scrolls, shows that it does, and can be reached with the Tab key.
 (() => {
   "use strict";
-  const WIDE = "main pre, main .cell-output-display, main .sd-table, main .math.display, main .table-wide, main figure p";
+  const WIDE = "pre, .cell-output-display, .sd-table, .math.display, .table-wide, figure p"
+    .split(", ").map((o) => `main ${o}`).join(", ");
   const SLACK = 1;  // pixels: browsers round widths
 
   const mark = (box) => {

@@ -25,7 +25,6 @@ __doc__ = """The folder that `softnce export RUN --to DIR` writes: a model to ha
 """
 
 # %% ../../nbs/vision/export.ipynb #2d5d3060
-import math
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,10 @@ from .predictions import check_entries
 _SHOWN = dict(top1='top-1', top5='top-5', nll='NLL', nll_fitted='NLL, fitted', ece_fitted='ECE, fitted',
               brier_fitted='Brier, fitted')
 
-def _interval(share, rows, z=1.96): # Wilson's
-    middle, half = share*rows + z*z/2, z*math.sqrt(share*(1-share)*rows + z*z/4)
-    return f'[{(middle-half)/(rows+z*z):.4f}, {(middle+half)/(rows+z*z):.4f}]'
+def _interval(share, rows): # Wilson's
+    from softnce.vision.judged import wilson # which loads PyTorch
+    low, high = wilson(round(share*rows), rows)
+    return f'[{low:.4f}, {high:.4f}]'
 
 def table_of(rows:list)->str: # of metrics.json
     "Metrics as a Markdown table, those that there are."

@@ -78,7 +78,8 @@ def test_a_number_and_its_interval_stay_together(page):
 @pytest.mark.parametrize("summary, folded", {"Answer": 2, "Code": 0}.items())
 def test_an_answer_is_folded_with_its_output(page, summary, folded):
     cell = f'<div class="cell"><details class="code-fold"><summary>{summary}</summary><pre>1+1</pre></details>'
-    s = done(mending.answers, page, cell + '<div class="cell-output">2</div>'*2 + '</div><div class="cell-output">3</div>')
+    outputs = '<div class="cell-output">2</div>'*2
+    s = done(mending.answers, page, cell + outputs + '</div><div class="cell-output">3</div>')
     assert len(s.select("details .cell-output")) == folded and len(s.select(".cell-output")) == 3
 
 
