@@ -25,6 +25,7 @@ Shapes are always checked; values unless `set_value_checks(False)` or inside `to
 """
 
 # %% ../nbs/losses/targets.ipynb #bef84606
+from contextlib import nullcontext
 from numbers import Real
 
 import torch
@@ -164,3 +165,9 @@ def rescaled(targets):
     if isinstance(targets, Tensor): return targets/targets.sum(1, keepdim=True)
     weights = targets.weights/targets.weights.sum(1, keepdim=True)
     return SparseTargets(targets.indices, weights, targets.epsilon, targets.num_classes, validate=False)
+
+# %% ../nbs/losses/targets.ipynb #03e9ba49
+def without_autocast(like):
+    "A context without autocast on the device of `like`; devices such as meta know none, and would refuse."
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -28,7 +28,7 @@ from torch import Tensor
 from .layout import FAR, LOW, centred, masked, row_blocks
 from .operators import callable_sum, check_floats, check_rows, keeps_graph, namespace, recorded
 from .sums import class_block, class_sums_reference, subtract_own
-from ..targets import has_values
+from ..targets import has_values, without_autocast
 
 # %% ../../nbs/contrast/linear_sums.ipynb #079b923d
 def linear_sums_reference(embeddings:Tensor, weight:Tensor, bias:Tensor|None=None, ids:Tensor|None=None,
@@ -37,28 +37,43 @@ def linear_sums_reference(embeddings:Tensor, weight:Tensor, bias:Tensor|None=Non
                           offset:Tensor|None=None, exponents:tuple[float, ...]|list[float]=(1.,),
                           row_weight:Tensor|None=None, needs:int=7)->Tensor: # needs: not used, autograd sees it
     "`linear_sums` as plain formulas, through all logits."
-    rows = class_sums_reference(F.linear(embeddings, weight, bias), ids, weights, share, probs, offset, None, log_eta,
-                                exponents)
+    logits = F.linear(embeddings, weight.to(embeddings.dtype), bias)
+    rows = class_sums_reference(logits, ids, weights, share, probs, offset, None, log_eta, exponents)
     return rows if row_weight is None else row_weight @ rows
 
 # %% ../../nbs/contrast/linear_sums.ipynb #e0c81660
 BLOCK = 2**18   # numbers: 1 MiB of fp32, which stays in a core's cache
+CARD_BLOCK = 2**24 # the same on a card, 64 MiB: a launch costs microseconds, and small products leave it idle
 MIN_ROWS = 24   # fewer rows in a product: measured slower than to make the logits twice, by blocks of classes
 MAX_ROWS = 256  # rows of a block of classes: more make no product faster
 
-def rows_with_all_classes(num_rows, num_classes, dim):
+def rows_with_all_classes(num_rows, num_classes, dim, block):
     "Rows of a block that holds all classes, or 0 if such blocks would be too large."
     # a little less than a fifth of the gradient by the weight (pieces of dense targets have the rest), and as much as
     # the embeddings
     held = num_classes*dim*195//1000 + num_rows*dim
-    rows = max(BLOCK, held)//num_classes
+    rows = max(block, held)//num_classes
     return rows if rows >= MIN_ROWS else 0
 
 def empty_gradients(z, W, bias, needs):
-    "Memory of the gradients by embeddings, weight and bias, as far as `needs`, as bits, says."
+    "Memory of the gradients by embeddings, weight and bias, as far as `needs`, as bits, says; all as precise as z."
     like = (z, W, z.new_empty(0) if bias is None else bias)
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) if needs >> i & 1 else x.new_empty(0)
-                 for i, x in enumerate(like))
+    return tuple(z.new_empty(x.shape if needs >> i & 1 else 0) for i, x in enumerate(like))
+
+def by_tensor_cores(W): # not of float16, in whose range small gradients are lost
+    "Whether products with the weight take 16-bit factors, which a card sums in full precision."
+    return W.is_cuda and W.dtype == torch.bfloat16
+
+def product(a, b, bias=None, out=None):
+    "a @ b + bias in full precision; beside a `b` in bfloat16 `a` is rounded to it too."
+    if b.dtype != torch.bfloat16: return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+    found = torch.mm(a.to(b.dtype), b, out_dtype=torch.float32, out=out)
+    return found if bias is None else found.add_(bias)
+
+def add_product(total, a, b, beta):
+    "Adds a @ b to beta times the total, in place."
+    if a.dtype != torch.bfloat16: return total.addmm_(a, b, beta=beta)
+    return torch.addmm(total, a, b.to(a.dtype), out_dtype=total.dtype, beta=beta, out=total)
 
 class Gradients:
     "Gradients by embeddings, weight and bias, to which blocks add; `needs`: which, as bits."
@@ -69,16 +84,16 @@ class Gradients:
     def add(self, g, row_weight, z, W, rows, classes):
         "A block's gradient by the logits `(n, k)`, whose rows count `row_weight` `(n,)`."
         w = row_weight[:, None]  # into the factors of d columns: the block has k, and is not read once more
-        if self.needs & 1: self.z[rows].addcmul_(g @ W, w)
-        if self.needs & 2: self.W[classes].addmm_(g.t(), z*w, beta=float(rows.start > 0))  # the first rows: no sum yet
+        factor = g.to(W.dtype)
+        if self.needs & 1: self.z[rows].addcmul_(product(factor, W), w)
+        if self.needs & 2: add_product(self.W[classes], factor.t(), z*w, beta=float(rows.start > 0))  # first: no sum
         if self.needs & 4: self.bias[classes].addmv_(g.t(), row_weight)
     def all(self): return self.z, self.W, self.bias
 
 def all_classes(z, W, bias, own, log_eta, offset, exponents, row_weight, gradients, rows, memory):
     "Losses of a block of rows; their gradients are added. The logits are in `memory`, of `(n, K)` or more rows."
     logits = memory[:len(z)]
-    if bias is None: torch.mm(z, W.t(), out=logits)
-    else: torch.addmm(bias, z, W.t(), out=logits)
+    product(z, W.t(), bias, out=logits)
     scores = centred(logits, out=logits)
     if log_eta is not None: scores.sub_(log_eta)
     total, g = class_block(scores, *own, offset, None, exponents, bool(gradients.needs), log_eta is not None)
@@ -88,7 +103,7 @@ def all_classes(z, W, bias, own, log_eta, offset, exponents, row_weight, gradien
 # %% ../../nbs/contrast/linear_sums.ipynb #8fc660c0
 def block_scores(z, W, bias, log_eta, reference, c):
     "Scores of some classes `(n, k)`, relative to `reference` `(n, 1)`, their own largest if None; and the reference."
-    x = z @ W[c].t() if bias is None else torch.addmm(bias[c], z, W[c].t())
+    x = product(z, W[c].t(), None if bias is None else bias[c])
     if reference is None:
         reference = x.amax(1, keepdim=True)
         reference = reference.masked_fill(reference == -float('inf'), 0.)
@@ -145,11 +160,13 @@ def second_pass(z, W, bias, own, log_eta, offset, exponents, blocks, log_sums, r
 def linear_pass(z, W, bias, ids, weights, share, probs, log_eta, offset, exponents, row_weight, needs):
     "Losses of all rows, and the gradients of their sum weighted by `row_weight`."
     total, gradients = z.new_empty(z.shape[0]), Gradients(z, W, bias, needs)
-    size = rows_with_all_classes(len(z), *W.shape)
+    if not by_tensor_cores(W): W = W.to(z.dtype)
+    block = CARD_BLOCK if W.is_cuda else BLOCK
+    size = rows_with_all_classes(len(z), *W.shape, block)
     num_rows = max(1, min(size or MAX_ROWS, -(-z.shape[0]//2)))  # at most half: all logits never exist at once
-    blocks = None if size else row_blocks(W.shape[0], num_rows, BLOCK)
+    blocks = None if size else row_blocks(W.shape[0], num_rows, block)
     memory = z.new_empty(num_rows, len(W)) if size else None  # one for all blocks: new pages cost a tenth of the time
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         for r in row_blocks(z.shape[0], 1, num_rows):
             own = [None if x is None else x[r] for x in (ids, weights, share, probs)]
             args = z[r], W, bias, own, log_eta, offset, exponents
@@ -219,7 +236,7 @@ linear_sums_call = callable_sum(linear_sums_op, linear_sums_reference, linear_se
 
 # %% ../../nbs/contrast/linear_sums.ipynb #ecaa342b
 def linear_sums(embeddings:Tensor,        # `(N, d)`
-                weight:Tensor,            # `(K, d)`
+                weight:Tensor,            # `(K, d)`, as precise as the embeddings or in bfloat16
                 bias:Tensor|None=None,    # `(K,)`; -inf where a class is masked
                 *, ids:Tensor|None=None,  # `(N, S)` own classes, unless `probs` is given
                 weights:Tensor|None=None, # `(N, S)` their weights
@@ -233,8 +250,9 @@ def linear_sums(embeddings:Tensor,        # `(N, d)`
     """Log-sum-exps over the classes of a linear head minus the own score, without its logits.
 
     Raises ValueError naming the argument."""
-    check_floats(embeddings, weight=weight, bias=bias, weights=weights, share=share, probs=probs, offset=offset,
+    check_floats(embeddings, bias=bias, weights=weights, share=share, probs=probs, offset=offset,
                  row_weight=row_weight)
+    if weight.dtype != torch.bfloat16: check_floats(embeddings, weight=weight)
     if embeddings.ndim != 2 or weight.ndim != 2 or embeddings.shape[1] != weight.shape[1]:
         raise ValueError("embeddings and weight must be (N, d) and (K, d), "
                          f"got {tuple(embeddings.shape)} and {tuple(weight.shape)}")

@@ -119,8 +119,8 @@ def test_the_loss_of_a_queue_is_the_literal_one_by_either_route(case, backend, m
     x, (first, *batches), queue, launched = torch.randn(4, 5), mixed_batches(lambdas*8), Queue(1000), []
     if backend == 'triton':
         triton_pairs = pytest.importorskip('softnce.contrast.triton_pairs')
-        run = triton_pairs.pair_sums
-        monkeypatch.setattr(triton_pairs, 'pair_sums', lambda *a: launched.append(len(a[1].ids)) or run(*a))
+        run = triton_pairs.pair_totals
+        monkeypatch.setattr(triton_pairs, 'pair_totals', lambda *a: launched.append(len(a[1].ids)) or run(*a))
         monkeypatch.setattr(SparseTargets, 'one_weight', property(lambda t: t.weights.stride(0) == 0))  # as on a card
     with set_backend(backend):
         for t in (first, *batches[:-1]): soft_target_info_nce(x, t, noise_samples=queue)

@@ -153,7 +153,9 @@ def test_expected_sums_of_long_rows_masked_classes_and_sure_rows(scale, dtype):
     counts[::7] = 1.
     ids, w = torch.stack([y, y-1], 1), torch.tensor([[.9, .1]], dtype=dtype).expand(3, 2)
     args = [to(v, dtype) for v in (x, ids, w, None, None, counts.log().clamp(min=-1e37)[None], None, None, None)]
-    for a, b in zip(triton_sums.expected_sums(*args, 1., True), expected_sums_torch(*args, 1., True)):
+    total, stats = triton_sums.expected_totals(*args, 1., None, True)
+    found = total, triton_sums.expected_gradient(total.new_ones(3), 1., stats, *args, 1., None)
+    for a, b in zip(found, expected_sums_torch(*args, 1., None, True)):
         torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype]['rtol'], atol=1e-30)
 
 
@@ -470,7 +472,8 @@ def test_offsets_beyond_two_to_the_31(monkeypatch, tmp_path):
     def everything(x, one_weight):
         own = rows[0][:3], rows[1][:3]
         classes = x, *own, None, None, None, None, None, [1.], 1.
-        return (triton_sums.class_sums(*classes), triton_sums.class_gradient(*classes, torch.ones(3)),
+        total, stats = triton_sums.class_totals(*classes, True)
+        return (total, triton_sums.class_gradient(torch.ones(3), 1., stats, *classes),
                 *triton_sums.sparse_sums(x, *rows, None, *own, None, None, 1., True, one_weight, 0, True))
     for one_weight in (False, True):  # by candidates, and by pairs
         for a, b in zip(everything(x, one_weight), everything(far, one_weight)): assert torch.equal(a, b)
@@ -484,7 +487,7 @@ def test_launches_go_to_the_device_of_the_tensors(monkeypatch):
         def __exit__(self, *exc): pass
     monkeypatch.setattr(torch.cuda, 'device_of', Recorder)
     x, ids, w = (to(v, F64) for v in o.sparse_case(2, 5, 3, 2, False))
-    triton_sums.class_sums(x, ids[:2], w[:2], None, None, None, None, None, [1.], 1.)
+    triton_sums.class_totals(x, ids[:2], w[:2], None, None, None, None, None, [1.], 1., False)
     triton_sums.sparse_sums(x, ids, w, None, ids[:2], w[:2], None, None, 1., True, False, 0, True)
     triton_sums.softmax_without_own(x, None)
     assert len(entered) == 3 and all(e is x for e in entered)

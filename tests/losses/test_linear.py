@@ -1,4 +1,5 @@
 """Cross-entropy and closed-form noise of a linear head, without its logits: `F.linear` and `F.cross_entropy` tell."""
+import importlib
 import math
 
 import pytest
@@ -7,13 +8,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracles as o
-from softnce.contrast import linear_sums as sums
 from softnce.contrast import set_backend
 from softnce.losses import (expected_info_nce, linear_expected_info_nce, linear_soft_target_cross_entropy,
                             linear_soft_target_info_nce, soft_target_info_nce)
 from softnce.noise import ClosedForm
 from softnce.targets import SparseTargets
 
+sums = importlib.import_module('softnce.contrast.linear_sums')  # its folder has the function of that name
 N = 11
 
 
@@ -206,12 +207,16 @@ def test_empty_batch():
 # ---------------------------------------------------------------- memory
 class Largest(TorchDispatchMode):
     "The largest memory, in numbers, behind a tensor that an operator returns."
-    numel = 0
+    def __init__(self, dtype=None): # of one kind only; None: of any
+        super().__init__()
+        self.dtype, self.numel = dtype, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, torch.Tensor): self.numel = max(self.numel, x.untyped_storage().nbytes()//x.element_size())
+            if not isinstance(x, torch.Tensor) or x.is_sparse: continue
+            size = x.untyped_storage().nbytes()//x.element_size()
+            if self.dtype in (None, x.dtype): self.numel = max(self.numel, size)
         return out
 
 
@@ -259,3 +264,63 @@ def test_errors():
                           (lambda: linear_soft_target_info_nce(z, w, y, noise_samples=ClosedForm(), sparse_grad=True),
                            'sparse_grad')):
         with pytest.raises(ValueError, match=message): call()
+
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    "Products of 16-bit factors with sums in fp32, which torch has on cards only: elsewhere the same calls, by fp32."
+    if DEVICE == 'cuda': yield {'mm', 'addmm'}; return
+    seen = set()
+    def product(a, b, out_dtype, *, out):
+        assert a.dtype == b.dtype == torch.bfloat16 and out_dtype == out.dtype == torch.float32
+        seen.add('mm')
+        return out.copy_(a.float() @ b.float())
+    def sum_of(total, a, b, out_dtype, *, beta=1, alpha=1, out):
+        assert a.dtype == b.dtype == torch.bfloat16 and total.dtype == out_dtype == out.dtype == torch.float32
+        seen.add('addmm')
+        return out.copy_(a.float() @ b.float() + (beta*total if beta else 0.))
+    library = torch.library.Library('aten', 'IMPL')
+    library.impl('mm.dtype_out', product, 'CPU')
+    library.impl('mm.dtype', lambda a, b, kind: product(a, b, kind, out=torch.empty(len(a), b.shape[1])), 'CPU')
+    library.impl('addmm.dtype_out', sum_of, 'CPU')
+    monkeypatch.setattr(sums, 'by_tensor_cores', lambda W: W.dtype == torch.bfloat16)
+    yield seen
+    library._destroy()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('reduction', ['mean', 'none'])
+def test_a_weight_in_bfloat16_is_multiplied_as_it_is_on_a_card(blocks, tensor_cores, kind, reduction):
+    (t, dense), (z, w, b) = targets_of(kind, 37), problem(37)
+    z, w, b, dense = z.bfloat16().to(DEVICE), w.bfloat16().to(DEVICE), b.float().to(DEVICE), dense.to(DEVICE)
+    t = t.to(DEVICE) if kind == 'ids' else t.to(DEVICE).to(torch.float32)
+    loss = lambda z, w, b: linear_soft_target_cross_entropy(z, w, t, bias=b, reduction=reduction)
+    def oracle(z, w, b):
+        rows = -(dense*(z.double() @ w.double().T + b.double()).log_softmax(1)).sum(1)
+        return rows if reduction == 'none' else rows.mean()
+    value, grads = o.value_and_grad(loss, z, w, b)
+    expected, wanted = o.value_and_grad(oracle, z.double(), w.double(), b.double())
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-6)  # both factors are exact in 16 bits
+    assert tensor_cores == {'mm', 'addmm'} and [g.dtype for g in grads] == [z.dtype, w.dtype, b.dtype]
+    for found, g in zip(grads, wanted):  # rounded: the gradient by the logits, what it is multiplied with, the result
+        torch.testing.assert_close(found.double(), g, rtol=0, atol=float(g.abs().max())*2**-7)
+
+
+@pytest.mark.parametrize('loss', [linear_soft_target_info_nce, linear_expected_info_nce])
+def test_few_rows_of_a_weight_in_bfloat16_are_converted(loss):
+    "With a sparse gradient the cost does not depend on the number of classes, nor does that of the conversion."
+    K, y = 50_000, o.ids(N, 50_000, 1)
+    z, w, _ = problem(K)
+    z, w = z.float(), w.bfloat16()
+    few = lambda z, w: loss(z, w, y, sparse_grad=True)
+    (value, grads), (expected, wanted) = o.value_and_grad(few, z, w), o.value_and_grad(few, z, w.float())
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grads[0], wanted[0], rtol=1e-5, atol=1e-7)
+    assert grads[1].is_sparse and grads[1].dtype == w.dtype
+    torch.testing.assert_close(grads[1].to_dense().float(), wanted[1].to_dense(), rtol=2**-6, atol=1e-4)
+    leaf = w.clone().requires_grad_()
+    with Largest(torch.float32) as seen: few(z, leaf).backward()
+    assert seen.numel < K
