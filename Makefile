@@ -25,6 +25,8 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 CHOSEN := -p lrs_ce='[0.01]' -p lrs_nce='[0.03]'
 # the page at which JupyterLab opens
 FIRST ?= guides/your_loop.ipynb
+# in a container one is often root, whom Jupyter refuses otherwise
+ROOT_TOO = $(if $(filter 0,$(shell id -u)),--allow-root)
 SWEEP := -p seeds='[0, 1, 2]' -p ledger=true
 # batches of fewer rows than classes: a quarter of an hour of one core
 SMALL := -p small_batches='[1, 2, 4, 8, 16, 32, 100]' -p small_passes=8 -p small_arms='["mixed", "mixed_bn", "labels"]' -p small_rates='[0.001, 0.003, 0.01, 0.03, 0.1]' -p small_seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]'
@@ -130,7 +132,7 @@ docs: $(VENV)/.ready    ## the site, in _docs/
 	python tools/docs.py
 
 lab: $(VENV)/.ready    ## JupyterLab on the notebooks, at the first guide, with the kernel that has all they need
-	jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/$(FIRST)
+	jupyter lab --ServerApp.root_dir=nbs --LabApp.default_url=/lab/tree/$(FIRST) $(ROOT_TOO)
 
 export: $(VENV)/.ready    ## notebooks -> softnce/, README.md; clean the notebooks
 	nbdev_export

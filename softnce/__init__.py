@@ -14,23 +14,41 @@ how the logits are to be read afterwards, or that they cannot be.
 >>> loss.probs(logits, epsilon=.1, targets='labels').shape  # what the logits mean
 torch.Size([8, 10])
 """
+import sys as _sys
+from types import ModuleType as _Module
+
 __version__ = "0.1.0"
 
 
 def _lazy(package, *modules):
-    "`__getattr__` and `__dir__` of a package that offers its modules' public names, each imported on first use."
+    """`__getattr__` and `__dir__` of a package that offers its modules' public names, each imported on first use.
+
+    Of a module and a name in it that are called alike, the package has the name."""
     from importlib import import_module
     def load(name): return import_module(f"{package}.{name}")
     def names(): return sorted({n for m in modules for n in load(m).__all__})
     def __getattr__(name):
-        if name in modules: return load(name)
+        if name in modules: return _name_in(load(name), name)
         if name == "__all__": return names()
         if not name.startswith("_"):
             for m in map(load, modules):
                 if name in m.__all__: return getattr(m, name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     def __dir__(): return sorted({*modules, *names(), "__version__"} if package == __name__ else {*modules, *names()})
+    _sys.modules[package].__class__ = _Front
     return __getattr__, __dir__
+
+
+def _name_in(module, name):
+    "What a module offers under its own name, or the module."
+    return getattr(module, name) if name in getattr(module, "__all__", ()) else module
+
+
+class _Front(_Module):
+    "A package whose names come before its modules: Python sets a module, once imported, as attribute of its package."
+    def __setattr__(self, name, value):
+        ours = isinstance(value, _Module) and value.__name__ == f"{self.__name__}.{name}"
+        super().__setattr__(name, _name_in(value, name) if ours else value)
 
 
 __getattr__, __dir__ = _lazy(__name__, "sparse", "targets", "noise", "losses")  # the command line need not wait for torch

@@ -55,7 +55,9 @@ def parts_of(targets:Targets,  # SparseTargets, or `(N, K)` probabilities
     if isinstance(eps, Tensor): weights = (1-per_row(eps))*weights
     elif eps: weights = ((1-eps)*(weights[:1] if weights.stride(0) == 0 else weights)).expand(targets.shape[0], -1)
     if not isinstance(eps, Tensor) and eps == cancels: return Parts(targets.indices, weights, None, None)
-    return Parts(targets.indices, weights, weights.new_zeros(targets.shape[0]) + eps - cancels, None)
+    size = targets.shape[:1]
+    share = weights.new_zeros(size) + eps - cancels if isinstance(eps, Tensor) else weights.new_full(size, eps - cancels)
+    return Parts(targets.indices, weights, share, None)
 
 # %% ../nbs/losses/candidates.ipynb #fe8467a5
 class AllClasses(NamedTuple):
@@ -109,11 +111,9 @@ def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
     "The candidates of a batch, by what they have in common. Pushes to the source in training. Raises ValueError."
     if isinstance(noise_samples, ClosedForm):
         own, eps = parts_of(targets, noise_samples.epsilon), noise_samples.epsilon
-        if eps and own.probs is not None: own = own._replace(share=-eps*torch.ones_like(own.probs[:, 0]))
+        if eps and own.probs is not None: own = own._replace(share=own.probs.new_full(own.probs.shape[:1], -eps))
         return Expectation(own, noise_samples.exponents(), noise_probs)
-    source, given = source_and_given(noise_samples)
-    rows = [targets]*source.in_batch + others_of_ranks(source, targets) + (given or drawn_targets(source, noise_probs))
-    rows = rows[:source.in_batch] + [checked_noise(r, noise_probs) for r in rows[source.in_batch:] if r is not None]
+    source, rows = candidate_rows(targets, noise_samples, noise_probs)
     check_alone(source, rows)
     if isinstance(targets, SparseTargets) and all(isinstance(r, SparseTargets) for r in rows):
         return with_present(sparse_candidates(targets, rows, source.in_batch, count_classes), present)
@@ -129,6 +129,13 @@ def gather_candidates(targets:Targets,    # `(N, K)`, from `check_targets`
 def source_and_given(noise_samples):
     "The source, and the noise targets that were given, as a list: of one or the other."
     return (noise_samples, []) if isinstance(noise_samples, NoiseSource) else (InBatch(), [noise_samples])
+
+def candidate_rows(targets, noise_samples, noise_probs):
+    "The source, and what it compares with: the batch's own targets first where it does, then others, through the door."
+    source, given = source_and_given(noise_samples)
+    rows = [targets]*source.in_batch + others_of_ranks(source, targets) + (given or drawn_targets(source, noise_probs))
+    own, others = rows[:source.in_batch], rows[source.in_batch:]
+    return source, own + [checked_noise(r, noise_probs) for r in others if r is not None]
 
 def others_of_ranks(source, targets):
     "The targets of other ranks, if the source asks for them, and the batch's push to it; evaluation leaves no trace."
@@ -164,7 +171,8 @@ def sparse_candidates(targets, rows, in_batch, count_classes):
     numbers = not per_row_epsilon(targets) and not isinstance(joined.epsilon, Tensor)
     one_smoothing = numbers and targets.epsilon == joined.epsilon
     cancels = targets.epsilon if one_smoothing else 0.
-    own, parts = parts_of(targets, cancels), parts_of(joined, cancels)
+    own = parts_of(targets, cancels)
+    parts = own if joined is targets else parts_of(joined, cancels)
     single = joined.indices.shape[1] == targets.indices.shape[1] == 1
     if count_classes and one_smoothing and single and not joined.requires_grad:
         return ClassCounts(own, joined.indices[:, 0], 1-cancels, in_batch)
@@ -212,13 +220,14 @@ def gather_noise_labels(targets:Targets,    # `(N, K)`, from `check_targets`
     def labels(rows): return sample_labels(checked_noise(rows, noise_probs), generator)
     own = [labels(source.own(targets))] if source.in_batch else []
     kept = targets  # what a source is to remember, and ranks exchange; the batch alone is not kept: its labels will do
-    if own and type(source).push is NoiseSource.push:
+    if own and type(source).push is NoiseSource.push and source.ranks == 'all':
         kept = SparseTargets.from_labels(own[0], noise_probs.shape[0], noise_probs.dtype, validate=False)
     rows = others_of_ranks(source, kept) + (given or drawn_targets(source, noise_probs))
-    none = torch.zeros(0, dtype=torch.long, device=noise_probs.device)
     found = own + [labels(r) for r in rows if r is not None]
     check_alone(source, found)
-    return with_present(NoiseLabels(parts_of(targets), torch.cat([*found, none]), source.in_batch), present)
+    none = [] if found else [torch.zeros(0, dtype=torch.long, device=noise_probs.device)]
+    joined = found[0] if len(found) == 1 else torch.cat(found + none)
+    return with_present(NoiseLabels(parts_of(targets), joined, source.in_batch), present)
 
 def label_law(noise_probs:Tensor, epsilon:float)->Tensor: # noise_probs: `(K,)`; epsilon: in [0, 1]; return: `(K,)`
     "The law of labels that are drawn from noise targets smoothed by epsilon; a mixture of labels changes nothing."

@@ -36,7 +36,7 @@ from .contrast.scores import (LinearScores, check_logits, check_sparse_gradient,
                                      linear_rows, logit_scores)
 from .noise import NoiseSource, noise_of
 from .rows import check_reduction, enter, flat
-from .targets import SparseTargets, Targets, check_integer, check_targets, sample_labels
+from .targets import SparseTargets, Targets, check_integer, check_targets, sample_labels, without_autocast
 
 # %% ../nbs/losses/losses.ipynb #a1fe75f6
 LABELS, TARGETS = ('logits', 'labels'), ('logits', 'targets')  # names in messages
@@ -47,9 +47,12 @@ def cross_entropy(logits, targets, options, temperature, reduction, names=TARGET
     check_logits(logits)
     check_reduction(reduction)
     rows = enter(logits, targets, options, shape, names=names, only_labels=names is LABELS)
-    scores = logit_scores(rows.x, temperature, reduction=reduction if rows.plain else 'none')
-    losses = contrast(scores, AllClasses(parts_of(rows.own())))
-    return rows.reduce(losses, reduction)
+    return reduced_rows(rows, AllClasses(parts_of(rows.own())), temperature, reduction)
+
+def reduced_rows(rows, candidates, temperature, reduction, log_eta=None, num_rows=None):
+    "The loss of rows of logits; their mean or sum goes with the sum over candidates where rows count alike."
+    scores = logit_scores(rows.x, temperature, log_eta, num_rows, reduction if rows.plain else 'none')
+    return rows.reduce(contrast(scores, candidates), reduction)
 
 # %% ../nbs/losses/losses.ipynb #6679bf59
 def nll(logits:Tensor,        # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
@@ -82,7 +85,7 @@ def noise_rows(logits, targets, options, noise_probs, noise_samples, counted, na
     `counted`: candidates are labels, of which one can be counted zero times."""
     logits, shape = flat(logits)
     check_logits(logits)
-    eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
+    eta, log_eta = noise_of(noise_probs, logits.shape[1], logits, looked_at=noise_samples is not None)
     rows = enter(logits, targets, options, shape, names=names, only_labels=names is LABELS,
                  **places(options, noise_samples, counted))
     return rows, eta, log_eta
@@ -90,8 +93,7 @@ def noise_rows(logits, targets, options, noise_probs, noise_samples, counted, na
 def contrast_candidates(rows, eta, log_eta, temperature, noise_samples, reduction, num_rows=None):
     "The rest of the way through a noise contrastive loss: gather candidates, sum."
     candidates = gather_candidates(rows.targets, noise_samples, eta, present=rows.present)
-    losses = contrast(logit_scores(rows.x, temperature, log_eta, num_rows), candidates)
-    return rows.reduce(losses, reduction)
+    return reduced_rows(rows, candidates, temperature, reduction, log_eta, num_rows)
 
 # %% ../nbs/losses/losses.ipynb #934a22a8
 def info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
@@ -149,7 +151,7 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d
     elif noise_samples is not None:
         checked = check_targets(noise_samples, None, rows.x.shape[1], rows.x, 'noise_samples')
         noise_samples = sample_labels(checked, generator)
-    drawn = SparseTargets.from_labels(labels, rows.x.shape[1], noise[0].dtype, validate=False)
+    drawn = SparseTargets.from_labels(labels, rows.x.shape[1], rows.targets.dtype, validate=False)
     return contrast_candidates(rows._replace(targets=drawn), *noise, temperature, noise_samples, reduction)
 
 # %% ../nbs/losses/losses.ipynb #8fb1d8a7
@@ -184,7 +186,7 @@ def reduced_linear(head, candidates, rows, reduction):
     if head.sparse_grad: check_sparse_gradient(candidates)
     z, weights = rows.x, rows.row_weights()
     known = isinstance(candidates, (AllClasses, Expectation)) and reduction != 'none' and len(z)
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         if not known: return rows.reduce(contrast(head, candidates), reduction)
         divisor = rows.denominator() if reduction == 'mean' else 1.
         weights = z.new_full((len(z),), 1/divisor) if weights is None else weights/divisor
@@ -229,7 +231,7 @@ def expected_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d1, ...)` 
     options = weight, sample_weight, ignore_index, label_smoothing
     rows, eta, log_eta = noise_rows(logits, targets, options, noise_probs, noise_samples, counted=True)
     candidates = expected_candidates(rows, noise_samples, eta, generator)
-    return rows.reduce(contrast(logit_scores(rows.x, temperature, log_eta), candidates), reduction)
+    return reduced_rows(rows, candidates, temperature, reduction, log_eta)
 
 # %% ../nbs/losses/mean_over_draw.ipynb #2b4e7413
 def linear_expected_info_nce(embeddings:Tensor,       # `(N, d)` or `(..., d)`, what the head takes
@@ -263,7 +265,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from .candidates import check_noise_samples
-from .contrast.scores import check_temperature, noise_scores
+from .contrast.scores import hold_temperature, noise_scores
 from .read_outs import (MAX_LOOKS, READ_AS_LABELS, READ_LATER, check_epsilon, check_kind,
                                independent_noise_probs, knows_its_law, labels_alike, of_any_shape, refusal,
                                row_weight, smoothed, unsmooth, untilted, weighted_refusal)
@@ -281,11 +283,10 @@ class NLL(nn.Module):
                  ignore_index:int|None=None,        # leave out rows with this id, and soft ones without mass
                  label_smoothing:float=0.):         # in [0, 1], of all targets
         super().__init__()
-        check_temperature(temperature); check_reduction(reduction); check_fraction(label_smoothing, 'label_smoothing')
+        hold_temperature(self, temperature); check_reduction(reduction)
+        check_fraction(label_smoothing, 'label_smoothing')
         if ignore_index is not None: check_ignore_index(ignore_index)
         if weight is not None: check_class_weight(weight)
-        if isinstance(temperature, nn.Parameter) or not isinstance(temperature, Tensor): self.temperature = temperature
-        else: self.register_buffer('temperature', temperature)
         self.register_buffer('weight', weight)
         self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
     def options(self)->dict[str, Any]:
@@ -425,8 +426,7 @@ class SoftTargetInfoNCE(InfoNCE):
     def look_at(self, targets:Targets)->None: # targets: checked
         "Remember whether checked targets are labels smoothed alike, where their values may be looked at."
         if self._looks >= MAX_LOOKS: return
-        alike = labels_alike(targets)
-        if alike is None: return
+        if (alike := labels_alike(targets)) is None: return
         self._looks += 1
         self._alike = alike if self._alike is None else self._alike & alike
     @of_any_shape

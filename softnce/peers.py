@@ -28,73 +28,92 @@ Targets are `(N, K)` probabilities, `(N,)` class ids or SparseTargets. Each loss
 """
 
 # %% ../nbs/losses/peers.ipynb #e2a6c322
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .candidates import parts_of
+from .candidates import candidate_rows, parts_of
 from .contrast.layout import own_score
-from .contrast.scores import candidate_scores, check_logits, check_temperature, full_precision, noise_scores
+from .contrast.scores import (candidate_scores, check_logits, check_temperature, full_precision,
+                                     hold_temperature, noise_scores)
 from .losses import NLL, SoftTargetInfoNCE, soft_target_cross_entropy
-from .noise import ContinuousCategorical
-from .read_outs import check_epsilon, check_kind, unsmooth
-from .rows import reduce
-from .targets import SparseTargets, Targets, check_simplex, check_targets, checks_values, per_row_epsilon
+from .noise import ClosedForm, ContinuousCategorical, NoiseSource, join
+from .read_outs import check_epsilon, check_kind, of_any_shape, unsmooth, untilted
+from .rows import check_reduction, enter, flat, reduce
+from .sparse import shown
+from .targets import (SparseTargets, Targets, check_simplex, check_targets, checks_values, per_row_epsilon,
+                             without_autocast)
 
 # %% ../nbs/losses/peers.ipynb #2a072030
 def continuous_categorical_law(logits, temperature):
     "The continuous categorical with parameters softmax(l/tau), in float64."
     check_logits(logits); check_temperature(temperature)
     l = full_precision(logits).double()/temperature
-    if checks_values(l):
+    if len(l) and checks_values(l):
         span = (l.amax(1) - l.amin(1)).max()
         # exp(709) is the largest of float64: beyond, the smallest parameter, or the normaliser, has no number
         if not span < 700: raise ValueError(f"logits/temperature must span less than 700 in each row, got {span:.4g}")
     return ContinuousCategorical(l.softmax(1), validate_args=False)
 
 # %% ../nbs/losses/peers.ipynb #6638112e
-def continuous_categorical_nll(logits:Tensor,     # `(N, K)`, spanning less than 700 temperatures in each row
+def continuous_categorical_nll(logits:Tensor,     # `(N, K)` or `(N, K, d1, ...)`; a row spans less than 700 tau
                                targets:Targets,   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                                *, temperature:float|Tensor=1., # tau > 0
                                reduction:str='mean', # 'none' | 'mean' | 'sum'
-                              )->Tensor:          # a scalar, or `(N,)` for 'none'
+                               weight:Tensor|None=None, sample_weight:Tensor|None=None,
+                               ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
+                              )->Tensor:          # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
     """Negative log-likelihood of targets under the continuous categorical of Eq. (4).
 
     Raises ValueError naming the argument."""
-    law = continuous_categorical_law(logits, temperature)
-    targets = check_targets(targets, *logits.shape, logits.double())
-    rows = law.log_normalizer - own_score(law.probs.log(), *parts_of(targets))
-    return reduce(rows, reduction).to(full_precision(logits).dtype)
+    logits, shape = flat(logits)
+    check_logits(logits); check_reduction(reduction)
+    options = weight, sample_weight, ignore_index, label_smoothing
+    rows = enter(full_precision(logits).double(), targets, options, shape)
+    law = continuous_categorical_law(rows.x, temperature)
+    losses = law.log_normalizer - own_score(law.probs.log(), *parts_of(rows.own()))
+    return rows.reduce(losses, reduction).to(full_precision(logits).dtype)
 
 # %% ../nbs/losses/peers.ipynb #babd426b
 class ContinuousCategoricalNLL(NLL):
     "Module of `continuous_categorical_nll`."
     loss = staticmethod(continuous_categorical_nll)
-    def probs(self, logits:Tensor, epsilon:float=0., targets:str|None=None)->Tensor: # as `NLL`
-        "Estimate of `p(k|x)`: the mean of the law, with the targets' smoothing by epsilon undone."
-        check_epsilon(epsilon); check_kind(targets)
+    @of_any_shape
+    def probs(self, logits:Tensor, epsilon:float|None=None, targets:str|None=None)->Tensor: # as `NLL`
+        "Estimate of `p(k|x)`: the mean of the law, class weights and the targets' smoothing by epsilon undone."
+        epsilon = self.smoothing(epsilon); check_kind(targets)
         mean = continuous_categorical_law(logits, self.temperature).mean
-        return unsmooth(mean, epsilon).to(full_precision(logits).dtype)
+        return unsmooth(untilted(mean, self.weight), epsilon).to(full_precision(logits).dtype)
 
 # %% ../nbs/losses/peers.ipynb #bd8b22b8
-def binary_cross_entropy(logits:Tensor,     # `(N, K)`
+def binary_cross_entropy(logits:Tensor,     # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
                          targets:Targets,   # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
                          *, temperature:float|Tensor=1., # tau > 0
                          reduction:str='mean', # over rows: 'none' | 'mean' | 'sum'; classes are summed
-                        )->Tensor:          # a scalar, or `(N,)` for 'none'
-    "One-vs-all cross-entropy with soft targets, summed over the classes. Raises ValueError naming the argument."
-    check_logits(logits); check_temperature(temperature)
-    l = full_precision(logits)/temperature
-    targets = check_targets(targets, *logits.shape, l)
-    return reduce(-F.logsigmoid(-l).sum(1) - own_score(l, *parts_of(targets)), reduction)
+                         weight:Tensor|None=None, sample_weight:Tensor|None=None,
+                         ignore_index:int|None=None, label_smoothing:float=0., # as `CallOptions`
+                        )->Tensor:          # a scalar, or `(N,)` or `(N, d1, ...)` for 'none'
+    """One-vs-all cross-entropy with soft targets, summed over the classes. Raises ValueError naming the argument.
+
+    `weight` is that of the labels, as for every loss here: a row counts the weighted mass of its target."""
+    logits, shape = flat(logits)
+    check_logits(logits); check_temperature(temperature); check_reduction(reduction)
+    options = weight, sample_weight, ignore_index, label_smoothing
+    rows = enter(full_precision(logits), targets, options, shape)
+    l = rows.x/temperature
+    return rows.reduce(-F.logsigmoid(-l).sum(1) - own_score(l, *parts_of(rows.own())), reduction)
 
 class BinaryCrossEntropy(NLL):
     "Module of `binary_cross_entropy`."
     loss = staticmethod(binary_cross_entropy)
-    def probs(self, logits:Tensor, epsilon:float=0., targets:str|None=None)->Tensor: # as `NLL`
-        "Estimate of `p(k|x)`: sigmoids divided by their sum, with the targets' smoothing by epsilon undone."
-        check_epsilon(epsilon); check_kind(targets); check_logits(logits)
-        return unsmooth(F.logsigmoid(full_precision(logits)/self.temperature).softmax(-1), epsilon)
+    @of_any_shape
+    def probs(self, logits:Tensor, epsilon:float|None=None, targets:str|None=None)->Tensor: # as `NLL`
+        "Estimate of `p(k|x)`: sigmoids divided by their sum, class weights and smoothing by epsilon undone."
+        epsilon = self.smoothing(epsilon); check_kind(targets); check_logits(logits)
+        shares = F.logsigmoid(full_precision(logits)/self.temperature).softmax(-1)
+        return unsmooth(untilted(shares, self.weight), epsilon)
 
 # %% ../nbs/losses/peers.ipynb #d3eaeb4e
 def adjusted_logits(logits, class_probs, strength, temperature):
@@ -151,19 +170,20 @@ class LogitAdjustedCrossEntropy(NLL):
         return (unsmooth(l.softmax(-1), epsilon).log() - log_pi + log_prior).softmax(-1)
 
 # %% ../nbs/losses/peers.ipynb #e8e114e8
-def target_similarity(targets, like):
-    "Cosines of the targets of all pairs of rows, `(N, N)`; for class ids, of any range, 1 where they are equal."
+def target_similarity(targets, like, num_rows=None):
+    "Cosines of the first rows' targets (None: of all) with all, `(N, M)`; for class ids, of any range, 1 where equal."
     if isinstance(targets, SparseTargets) and targets.indices.shape[1] == 1 and not per_row_epsilon(targets):
         if targets.epsilon == 0: targets = targets.indices[:, 0]
-    if isinstance(targets, Tensor) and targets.ndim == 1: return (targets[:, None] == targets).to(like)
+    if isinstance(targets, Tensor) and targets.ndim == 1: return (targets[:num_rows, None] == targets).to(like)
     unit = F.normalize((targets.dense() if isinstance(targets, SparseTargets) else targets).to(like), dim=1)
     # autocast would take the product in half precision
-    with torch.autocast(like.device.type, enabled=False): return unit @ unit.T
+    with without_autocast(like): return unit[:num_rows] @ unit.T
 
 def off_diagonal(matrix):
-    "`(N, N)` without its diagonal, `(N, N-1)`: after the first entry, every (N+1)-th is on the diagonal."
+    "`(N, M)`, M >= N, without its diagonal: `(N, M-1)`. After the first entry, every (N+1)-th is on a square's."
     n = len(matrix)
-    return matrix.flatten()[1:].view(n-1, n+1)[:, :-1].reshape(n, n-1)
+    square = matrix[:, :n].flatten()[1:].view(n-1, n+1)[:, :-1].reshape(n, n-1)
+    return square if matrix.shape[1] == n else torch.cat([square, matrix[:, n:]], 1)
 
 def check_two_rows(tensor, name):
     if len(tensor) < 2:
@@ -180,45 +200,63 @@ def negative_weights(similarity:Tensor,         # `(N, N)`; its diagonal is not 
                     )->Tensor:                  # `(N, N-1)` weights, each row of mean one
     "Weights of the negatives in Soft-InfoNCE, arXiv 2310.08069."
     check_two_rows(similarity, 'similarity')
+    return _weights_of(off_diagonal(similarity), strength, similarity_temperature)
+
+def _weights_of(similarity, strength, similarity_temperature):
+    "Weights of negatives by their similarity `(N, M)`."
     check_similarity_temperature(similarity_temperature)
-    check_strength(strength, len(similarity)-1)
-    weights = 1 - strength*(off_diagonal(similarity)/similarity_temperature).softmax(1)
+    check_strength(strength, similarity.shape[1])
+    weights = 1 - strength*(similarity/similarity_temperature).softmax(1)
     weights = weights.clamp(min=0)  # above a strength of 1 that of a near copy may be negative: no logarithm
     return weights/weights.mean(1, keepdim=True)
 
 # %% ../nbs/losses/peers.ipynb #b14650a6
-def soft_info_nce(logits:Tensor,             # `(N, K)`, at least two rows
+def soft_info_nce(logits:Tensor,             # `(N, K)`, at least two rows, or one and `noise_samples`
                   targets:Targets,           # `(N, K)` probabilities, `(N,)` class ids or SparseTargets
-                  *, strength:float=.5,      # in [0, N-1); 0 is soft target InfoNCE
+                  *, strength:float=.5,      # in [0, M) at M negatives; 0 is soft target InfoNCE
                   similarity_temperature:float=.1, # of the softmax over target similarities
                   noise_probs:Tensor|None=None, # `(K,)` noise distribution; None: uniform
                   temperature:float|Tensor=1., # tau > 0
                   reduction:str='mean',      # 'none' | 'mean' | 'sum'
+                  noise_samples:Targets|NoiseSource|None=None, # as for `soft_target_info_nce`, but `ClosedForm`
                  )->Tensor:                  # a scalar, or `(N,)` for 'none'
-    "In-batch soft target InfoNCE with weighted negatives, after Soft-InfoNCE. Raises ValueError naming the argument."
-    scores, _ = noise_scores(logits, noise_probs, temperature)
+    "Soft target InfoNCE with weighted negatives, after Soft-InfoNCE. Raises ValueError naming the argument."
+    scores, eta = noise_scores(logits, noise_probs, temperature)
     targets = check_targets(targets, *logits.shape, scores)
-    check_two_rows(logits, 'logits')
-    u = candidate_scores(scores, targets)
-    weights = negative_weights(target_similarity(targets, scores), strength, similarity_temperature)
-    candidates = torch.cat([u.diagonal()[:, None], off_diagonal(u) + weights.log()], 1)
+    rows, in_batch = _own_and_others(targets, noise_samples, eta)
+    def negatives(pairs): return off_diagonal(pairs) if in_batch else pairs[:, len(targets):]
+    u, similarity = candidate_scores(scores, rows), target_similarity(rows, scores, len(targets))
+    weights = _weights_of(negatives(similarity), strength, similarity_temperature)
+    candidates = torch.cat([u.diagonal()[:, None], negatives(u) + weights.log()], 1)
     return reduce(torch.logsumexp(candidates, 1) - u.diagonal(), reduction)
+
+def _check_weighable(noise_samples):
+    if not isinstance(noise_samples, ClosedForm): return
+    raise ValueError("noise_samples must be targets or a source that draws some, each of which has its weight, "
+                     f"got {noise_samples!r}")
+
+def _own_and_others(targets, noise_samples, eta):
+    "The rows' own targets, then every other candidate; and whether the rows are candidates of each other."
+    _check_weighable(noise_samples)
+    source, rows = candidate_rows(targets, noise_samples, eta)
+    rows = rows if source.in_batch else [targets, *rows]
+    if len(rows) == 1: check_two_rows(targets, 'logits')
+    return rows[0] if len(rows) == 1 else join(rows), source.in_batch
 
 # %% ../nbs/losses/peers.ipynb #00b39696
 class SoftInfoNCE(SoftTargetInfoNCE):
     "Module of `soft_info_nce`, with the read-out of `SoftTargetInfoNCE`."
     loss = staticmethod(soft_info_nce)
     def __init__(self, noise_probs:Tensor|None=None, temperature:float|Tensor=1.,
-                 strength:float=.5, similarity_temperature:float=.1, reduction:str='mean'):
+                 strength:float=.5, similarity_temperature:float=.1, reduction:str='mean',
+                 noise_samples:Targets|NoiseSource|None=None): # as `soft_info_nce`
         check_strength(strength); check_similarity_temperature(similarity_temperature)
-        super().__init__(noise_probs, temperature, reduction=reduction)
+        _check_weighable(noise_samples)
+        super().__init__(noise_probs, temperature, noise_samples, reduction)
         self.strength, self.similarity_temperature = strength, similarity_temperature
-    def forward(self, logits:Tensor, targets:Targets)->Tensor:
-        loss = self.loss(logits, targets, noise_probs=self.noise_probs, temperature=self.temperature,
-                         reduction=self.reduction, strength=self.strength,
-                         similarity_temperature=self.similarity_temperature)
-        self.look_at(targets)
-        return loss
+    def options(self)->dict[str, Any]:
+        return dict(noise_probs=self.noise_probs, temperature=self.temperature, reduction=self.reduction,
+                    strength=self.strength, similarity_temperature=self.similarity_temperature)
 
 # %% ../nbs/losses/peers.ipynb #5e58200f
 def _similarity_weights(targets, embeddings, similarity_temperature):
@@ -250,7 +288,7 @@ def generalized_supervised_contrastive(
     z = F.normalize(full_precision(embeddings), dim=1)
     weights = _similarity_weights(targets, z, similarity_temperature)
     # autocast would take the product in half precision
-    with torch.autocast(z.device.type, enabled=False): log_q = off_diagonal(z @ z.T/temperature).log_softmax(1)
+    with without_autocast(z): log_q = off_diagonal(z @ z.T/temperature).log_softmax(1)
     return reduce(-(weights*log_q).sum(1), reduction)
 
 # %% ../nbs/losses/peers.ipynb #ff09a106
@@ -259,20 +297,17 @@ class GeneralizedSupervisedContrastive(nn.Module):
     loss = staticmethod(generalized_supervised_contrastive)
     def __init__(self, temperature:float|Tensor=.1, similarity_temperature:float|None=None, reduction:str='mean'):
         super().__init__()
-        check_temperature(temperature)
-        reduce(torch.zeros(1), reduction)  # raises for an unknown reduction
+        hold_temperature(self, temperature); check_reduction(reduction)
         if similarity_temperature is not None: check_similarity_temperature(similarity_temperature)
-        self.temperature, self.similarity_temperature, self.reduction = temperature, similarity_temperature, reduction
+        self.similarity_temperature, self.reduction = similarity_temperature, reduction
     def forward(self, embeddings:Tensor, targets:Targets)->Tensor:
         return self.loss(embeddings, targets, temperature=self.temperature,
                          similarity_temperature=self.similarity_temperature, reduction=self.reduction)
     def extra_repr(self)->str:
-        return (f"temperature={self.temperature}, similarity_temperature={self.similarity_temperature}, "
+        return (f"temperature={shown(self.temperature)}, similarity_temperature={self.similarity_temperature}, "
                 f"reduction={self.reduction!r}")
 
 # %% ../nbs/losses/teachers.ipynb #3e9a1f01
-from typing import Any
-
 from .sparse import check_top
 from .targets import check_fraction, sum_tolerance
 
@@ -294,7 +329,7 @@ def distillation(logits:Tensor,         # `(N, K)` of the student
                  teacher_logits:Tensor, # `(N, K)`; or probabilities at T: SparseTargets, or a pair (ids, log_probs)
                  *, temperature:float|Tensor=4., # T > 0 of student and teacher in the soft term
                  hard_weight:float=.1,  # weight of the loss on targets, in [0, 1]: small, as the paper advises
-                 rest:Any='bucket',     # of a pair, what becomes of the other classes: as in `top_divergence`
+                 rest:str='bucket',     # of a pair, what becomes of the other classes: as in `top_divergence`
                  reduction:str='mean',  # 'none' | 'mean' | 'sum'
                 )->Tensor:              # a scalar, or `(N,)` for 'none'
     """Distillation with its T^2 factor, mixed with the loss on targets, arXiv 1503.02531.
@@ -328,7 +363,7 @@ def _soft_term(logits, teacher, temperature, rest, reduction):
 class Distillation(NLL):
     "Module of `distillation`, called with `(logits, targets, teacher_logits)`."
     loss = staticmethod(distillation)
-    def __init__(self, temperature:float|Tensor=4., hard_weight:float=.1, reduction:str='mean', rest:Any='bucket'):
+    def __init__(self, temperature:float|Tensor=4., hard_weight:float=.1, reduction:str='mean', rest:str='bucket'):
         super().__init__(temperature, reduction)
         check_fraction(hard_weight, 'hard_weight')
         check_rest(rest)
@@ -381,7 +416,7 @@ def top_divergence(logits:Tensor,    # `(N, K)` of the student
                    ids:Tensor,       # `(N, S)` the teacher's most probable classes
                    log_probs:Tensor, # `(N, S)` their log-probabilities; -inf: an empty slot. No gradient flows in
                    *,
-                   rest:Any='bucket', # the others: 'bucket' (one outcome) | 'uniform' (alike) | 'renormalise' (nothing)
+                   rest:str='bucket', # the others: 'bucket' (one outcome) | 'uniform' (alike) | 'renormalise' (nothing)
                    temperature:float|Tensor=1., # T > 0 of the student; `log_probs` have the teacher's
                    reduction:str='mean', # 'none' | 'mean' | 'sum'
                   )->Tensor:         # a scalar, or `(N,)` for 'none'; never negative

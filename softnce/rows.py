@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .targets import (SparseTargets, Targets, check_device, check_fraction, check_targets, check_tensor,
-                             checks_values, has_values, kind_of)
+                             checks_values, has_values, kind_of, without_autocast)
 
 # %% ../nbs/losses/rows.ipynb #4bf3af34
 def flat(x, class_dim=1):
@@ -111,7 +111,7 @@ def class_mass(targets:Targets, # `(N, K)`, checked
                weight:Tensor,   # `(K,)`
               )->Tensor:        # `(N,)`
     "<w, alpha_i>."
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight):
         if isinstance(targets, Tensor): return targets @ weight
         eps, mass = targets.epsilon, (targets.weights*weight[targets.indices]).sum(1)
         plain = not isinstance(eps, Tensor) and eps == 0

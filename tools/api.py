@@ -95,7 +95,15 @@ class Api:
         found = [i for i, o in enumerate(lines) if re.match(rf"(?:def|class) {e.name}\b|{e.name}\s*=", o)]
         above = [re.match(r"# %% (\S+nbs/)?(\S+)\.ipynb", o) for o in lines[:found[0]+1]] if found else []
         at = next((m[2] for m in reversed(above) if m), None)
-        return f"../{at}.html#{e.name}" if at else None
+        if at is None: return None
+        return f"../{at}.html" + (f"#{e.name}" if e.name in headings(self.root/"nbs"/f"{at}.ipynb") else "")
+
+
+@cache
+def headings(path):
+    "The names whose source a notebook's page shows, each below a heading of its name (nbproc.definitions)."
+    cells = [c["source"] for c in read(path)["cells"] if re.search(r"^#\|\s*export\b", c["source"], re.M)]
+    return {name for text in cells for name in re.findall(r"^(?:def|class) (\w+)", text, re.M)}
 
 
 @cache

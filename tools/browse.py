@@ -1,18 +1,22 @@
 """Look at the built site as a reader's browser does, and say what is wrong: `page: what`.
 
 Every page, on a desktop (1280 x 800, light and dark) and a phone (375 x 800): no request to another host, no error in
-the console, no raw TeX, text for every figure, nothing cut or covered, axe-core clean, not too heavy. Then the search.
+the console, no raw TeX, text for every figure, nothing cut or covered, axe-core clean, not too heavy. Then the links
+and the search.
 `--sample` looks at one page of each section; names of pages look at these.
 """
-import argparse, functools, http.server, json, os, re, shutil, subprocess, sys, threading
+import argparse, configparser, functools, http.server, json, os, re, shutil, subprocess, sys, threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from linking import broken
 from rules import sidebar
 
 ROOT = Path(__file__).resolve().parents[1]
 DESKTOP, PHONE = dict(width=1280, height=800), dict(width=375, height=800)
 MAX_PAGE = 700_000  # bytes of a page with its own pictures
+PATIENCE = 60_000   # milliseconds for a page, and for what it must do: a machine may be busy
+PART = 8            # pages of a process's turn: what they gave is shown then
 SHOWN = 4           # findings of one kind on one page that are printed
 PROBES = Path(__file__).with_name("probes.js")
 # structure is the same in both themes: only what colours change is looked at twice
@@ -125,7 +129,7 @@ def desktop(page, name, source):
     page.emulate_media(color_scheme="light")
 
 
-def phone(page):
+def phone(page, patience=10_000):
     "Findings on a phone, where the list of pages must open."
     page.set_viewport_size(PHONE)
     page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
@@ -136,8 +140,8 @@ def phone(page):
     if button.count():
         opened = "document.querySelector('#quarto-sidebar').getBoundingClientRect().left >= 0"
         try:
-            button.click(timeout=3_000)
-            page.wait_for_function(opened, timeout=3_000)
+            button.click(timeout=patience)
+            page.wait_for_function(opened, timeout=patience)
         except Exception: yield "phone: the list of pages does not open"
     else: yield "phone: no button opens the list of pages"
 
@@ -162,6 +166,7 @@ def look(browser, base, docs, name, source):
         route.abort()
     context.route("**/*", keep_home)
     context.add_init_script(STILL)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(base+name)
     settle(page)
@@ -171,13 +176,22 @@ def look(browser, base, docs, name, source):
     yield from said
 
 
+def look_twice(browser, *args):
+    "Every finding on one page; where the browser gives up, as on a busy machine, once more."
+    for _ in range(2):
+        try: return list(look(browser, *args))
+        except Exception as e: said = f"the browser gave up: {str(e).splitlines()[0]}"
+        for context in browser.contexts: context.close()
+    return [said]
+
+
 def look_at(docs, names):
     "Findings of some pages, as `page: what`, in one browser."
     from playwright.sync_api import sync_playwright
     base, source, found = serve(docs), axe(), []
     with sync_playwright() as p:
         browser = launch(p)
-        for name in names: found += [f"{name}: {o}" for o in look(browser, base, docs, name, source)]
+        for name in names: found += [f"{name}: {o}" for o in look_twice(browser, base, docs, name, source)]
         browser.close()
     return found
 
@@ -227,9 +241,9 @@ def sample(root=ROOT):
 
 
 def browse(docs, names, workers=min(4, os.cpu_count() or 1)):
-    parts = [names[i::workers] for i in range(workers)]
+    parts = [names[i:i+PART] for i in range(0, len(names), PART)]
     with ProcessPoolExecutor(workers) as pool:
-        for found in pool.map(look_at, [docs]*workers, parts): yield from found
+        for found in pool.map(look_at, [docs]*len(parts), parts): yield from found
 
 
 def report(found):
@@ -244,6 +258,20 @@ def report(found):
     return sum(seen.values())
 
 
+def address(root=ROOT):
+    "The site's own, from settings.ini."
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(root/"settings.ini")
+    return settings["DEFAULT"]["doc_host"] + settings["DEFAULT"]["doc_baseurl"]
+
+
+def whole(docs):
+    "What is found on no single page: links that lead nowhere, and the search."
+    yield from broken(docs, address())
+    yield from raw_tex_in_search(docs)
+    yield from searches(docs)
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("pages", nargs="*", help="pages as they lie in the site: guides/labels.html")
@@ -255,7 +283,7 @@ def main():
         return print(f"== NOT LOOKED AT: no page was opened, for there is {why}")  # a clean clone passes without one
     names = args.pages or (sample() if args.sample else html_pages(args.docs))
     n = report(browse(args.docs, names))
-    if not args.pages: n += report([*raw_tex_in_search(args.docs), *searches(args.docs)])
+    if not args.pages: n += report(whole(args.docs))
     if n: sys.exit(f"=> {n} findings on {len(names)} pages")
     print(f"{len(names)} pages are as a reader needs them")
 

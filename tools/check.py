@@ -59,6 +59,7 @@ RULES = {  # the checks, and what mends what they find
     rules.notebooks_keep_the_rules: "edit these notebooks",
     rules.contracts: "move code to the layer that it belongs to; what two neighbours share stands below both",
     rules.style: "edit the notebooks, then make export; `ruff check` lists all",
+    rules.scripts: "break these lines",
     rules.short_functions: "make two functions where one does two things",
     rules.short_modules: "make two notebooks where one has two subjects",
     rules.few_at_the_top: "put the module into a folder",

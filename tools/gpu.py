@@ -37,6 +37,8 @@ SIZES = [(1024, 200), (1024, 1000), (2048, 1000), (4096, 1000), (8192, 1000), (3
 HEADS = [(8192, 10_000, 256), (8192, 100_000, 256), (8192, 1_000_000, 256), (8192, 10_000_000, 256),
          (4096, 21841, 768), (4096, 262144, 768), (8192, 128256, 4096)]
 TOY_SIZES, TOY_HEADS = [(4, 6)], [(4, 6, 2)]
+# products that a card alone has, of a linear head: no kernel of ours
+ON_A_CARD = 'tests/losses/test_linear.py::test_a_weight_in_bfloat16_is_multiplied_as_it_is_on_a_card'
 
 TINY = '-p dataset=tiny_imagenet -p recipe=tiny_imagenet -p model=resnet18_64 -p image_size=64'.split()
 LOSSES = 'soft_target_info_nce', 'soft_target_cross_entropy', 'soft_distribution_info_nce', 'info_nce', 'nll'
@@ -117,11 +119,11 @@ class Call:
 
 # ------------------------------------------------------------------ the stages
 def tests(call):
-    "Every kernel against its plain formula: a file of tests that runs on the card where there is one."
+    "Every kernel against its plain formula, and the products of linear heads: tests that use the card if there is one."
     chosen = ['-k', 'test_class_sums and classes or test_same_bits'] if call.toy else []
     env = {} if call.options.device == 'cuda' else dict(TRITON_INTERPRET='1')
     call.command('tests', 'kernels', [sys.executable, '-m', 'pytest', '-q', '-m', 'not slow', '-p', 'no:cacheprovider',
-                                      'tests/contrast/test_triton.py', *chosen], **env)
+                                      'tests/contrast/test_triton.py', ON_A_CARD, *chosen], **env)
 
 
 def constants(toy):

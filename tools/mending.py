@@ -15,6 +15,8 @@ MATHS_OPTIONS = "window.MathJax = {options: {enableMenu: false}};"
 CSS_IMPORT = re.compile(r"""@import\s*(?:url\(\s*(['"]?)https?:[^)]*?\1\s*\)|(['"])https?:.*?\2)[^;{}]*;""")
 KINDS = {"png": "png", "jpeg": "jpg", "gif": "gif"}
 WHITE, DRAWING = 250, .5  # from this grey value on a pixel is paper; a drawing has at least this share of it
+NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?(?:\s|$|%)|$")  # what a cell of numbers begins with; or it is empty
+LONG = 30         # characters of a cell that is read as a sentence
 MAX_CONTENTS = 2  # sections from which on the contents are worth a click on a phone
 
 
@@ -122,12 +124,43 @@ def open_use(soup, page):
         o["aria-expanded"], o["class"] = "true", [c for c in o["class"] if c != "collapsed"]
 
 
+def columns(table):
+    "Columns of words are told from those of numbers: they begin at the left, and the first long one has room."
+    rows = [r.find_all(["th", "td"]) for r in table.find_all("tr")]
+    if any(c.get("colspan") or c.get("rowspan") for r in rows for c in r): return
+    roomy = False  # one column is: more would push the rest out of sight
+    for column in zip(*(r for r in rows if len(r) == len(rows[0]))):
+        texts = [c.get_text(" ", strip=True) for c in column[1:]]
+        if sum(bool(NUMBER.match(t)) for t in texts) > len(texts)/2: continue
+        long = not roomy and max(map(len, texts), default=0) > LONG
+        kinds, roomy = ["words"] + ["long"]*long, roomy or long
+        for c in column: c["class"] = [*c.get("class", []), *kinds]
+
+
 def tables(soup, page):
     "An empty corner of a table is no header."
     for o in soup.find_all("th"):
         if not o.get_text(strip=True) and not o.find("img"): o.name = "td"
     for o in soup.select("table[border]"): del o["border"]
     for o in soup.select("tr[style]"): del o["style"]
+    for o in soup.select(".cell-output-display table"): columns(o)
+
+
+def answers(soup, page):
+    "The answer to a question is folded with what it printed, and not its code alone."
+    for fold in soup.select("details.code-fold"):
+        if fold.summary.get_text(strip=True) != "Answer": continue
+        fold["class"] = [*fold["class"], "answer"]
+        for o in list(fold.find_next_siblings(class_="cell-output")): fold.append(o.extract())
+
+
+APART = "pre", "code", "script", "style", "math"  # text in which a space is a space
+
+
+def together(soup, page):
+    "A number and its interval stay on one line."
+    for s in soup.find_all(string=re.compile(r" ± ?\d")):
+        if s.find_parent(APART) is None: s.replace_with(re.sub(r" ± ?(?=\d)", "\u00a0±\u00a0", s))
 
 
 def link_texts(soup, page):
@@ -152,13 +185,17 @@ def phone_contents(soup, page):
 
 # ---------------------------------------------------------------- ways to run it
 
-INSTALL = """!git clone -q --depth 1 {git}
-%pip install -q './{name}[train,graph,nbs,text]'
-%cd {name}/nbs{folder}"""
+# editable, for the ledgers of the experiments lie in the clone; the kernel runs already, so it is told the path
+INSTALL = """import os, sys
+if not os.path.exists('{up}settings.ini'):  # not in a clone
+    !git clone -q --depth 1 {git}
+    %pip install -q -e './{name}[train,graph,nbs,text]'
+    %cd -q {name}/nbs{folder}
+    sys.path.insert(0, os.path.abspath('{up}'))"""
 
 
-NOTE = """<p>Colab brings this page without the rest of the repository: run this cell before the others. Binder needs
-nothing. In a clone, <code>make lab</code> opens the notebooks with their kernel.</p>"""
+NOTE = """<p>Colab brings this page without the rest of the repository: run this cell before the others; in a clone it
+does nothing. Binder needs nothing. In a clone, <code>make lab</code> opens the notebooks with their kernel.</p>"""
 
 
 def ways(soup, page):
@@ -174,7 +211,8 @@ def ways(soup, page):
         "Notebook": f"{page.git}/blob/{page.branch}/{path}",
     }
     row = " ".join(f'<a href="{escape(v)}">{k}</a>' for k, v in links.items())
-    first = escape(INSTALL.format(git=page.git, name=name, folder=folder))
+    root = "../"*(path.count("/"))  # the clone, from the notebook's folder
+    first = escape(INSTALL.format(git=page.git, name=name, folder=folder, up=root), quote=False)
     box = BeautifulSoup(f'''<div class="ways"><span>Run this page: {row}</span> <details>
 <summary>first cell for Colab</summary>{NOTE}<pre><code>{first}</code></pre></details></div>''', "html.parser")
     head, main = soup.select_one("#title-block-header"), soup.select_one("main")
@@ -182,7 +220,8 @@ def ways(soup, page):
     elif main: main.append(box)
 
 
-MENDS = [own_links, figures, landmarks, buttons, open_use, tables, link_texts, phone_contents, ways, maths, scripts]
+MENDS = [own_links, figures, landmarks, buttons, open_use, tables, together, answers, link_texts, phone_contents, ways,
+         maths, scripts]
 
 
 def mend(page):

@@ -42,16 +42,20 @@ def definitions(cell):
 
 
 class add_sources(Processor):
-    "Show every exported function and class as it is written, under a heading of its name, with a link to its entry."
+    """Show every exported function and class as it is written, under a heading of its name, with a link to its entry.
+    The heading is as deep as its place: below the title, or below a section."""
     def begin(self):
         cells, self.nb.has_docs_ = self.nb.cells, False  # nothing has to be run for it
+        opens = (i for i, c in enumerate(cells) if c.cell_type == "markdown" and re.search("^## ", c.source, re.M))
+        first = next(opens, len(cells))  # place of the first section
         for i, c in reversed(list(enumerate(cells))):
             for name, source in reversed(list(definitions(c))):
                 to = f"\n\n[API](../api/{pages()[name]}.html#{name})" if name in pages() else ""
                 text = f"```python\n{source}\n```"
                 if text.count("\n") > LONG:
                     text = f"<details><summary>Source of {name}</summary>\n\n{text}\n\n</details>"
-                cells.insert(i+1, mk_cell(f"### {name} {{#{name}}}\n\n{text}{to}", "markdown"))
+                head = "##" if i < first else "###"
+                cells.insert(i+1, mk_cell(f"{head} {name} {{#{name}}}\n\n{text}{to}", "markdown"))
 
 
 @cache
@@ -83,10 +87,36 @@ def linked(text, root="../"):
     return "".join(o if i % 2 else re.sub(r"(?<![`\w])`([\w.]+)`(?!`)", to, o) for i, o in enumerate(parts))
 
 
+GLOSSARY = "theory/notation"  # the page, and its words with their anchors
+TERMS = {"noise distribution": "noise-distribution", "noise samples?": "noise-sample", "candidates?": "candidate",
+         "in-batch": "in-batch", "read-outs?": "read-out"}
+# not a word of the glossary: code, maths, links, headings and quotations of the title's cell
+APART = re.compile(r"(```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$|!?\[[^\]]*\]\([^)]*\)|^[#>][^\n]*$)", re.S | re.M)
+
+
+def explained(text, left, root="../"):
+    "The first use of each word of `left` links to the glossary; `left` loses the words that were found."
+    parts = APART.split(text)
+    for term in list(left):
+        for i in range(0, len(parts), 2):
+            word = re.search(rf"(?<![\w-]){term}(?![\w-])", parts[i], re.I)
+            if not word: continue
+            link = f"[{word[0]}]({root}{GLOSSARY}.html#{TERMS[term]})"
+            parts[i:i+1] = [parts[i][:word.start()], link, parts[i][word.end():]]
+            left.remove(term)
+            break
+    return "".join(parts)
+
+
 class add_links(Processor):
-    "Link what stands in backticks."
+    "Link what stands in backticks, and in what readers start with the first use of a word to the glossary."
+    def begin(self):
+        self.root = up(Path(self.nb.path_))
+        path = Path(self.nb.path_).relative_to(get_config().nbs_path)
+        self.left = list(TERMS) if path.parts[0] in ("guides", "experiments", "results", "index.ipynb") else []
     def cell(self, cell):
-        if cell.cell_type == "markdown": cell.source = linked(cell.source, up(Path(self.nb.path_)))
+        if cell.cell_type != "markdown": return
+        cell.source = explained(linked(cell.source, self.root), self.left, self.root)
 
 
 def page_after_file(cell):

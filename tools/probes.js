@@ -13,7 +13,9 @@ window.probes = (() => {
     return null;
   };
 
-  const TEX = /\$[^\s$][^$\n]*\$|\$\$|\\[([]|\\(?:frac|tfrac|sum|log|exp|mathbf|text|left|right|tag|begin)\b|\\[a-z]+\{/;
+  const TEX = new RegExp([
+    /\$[^\s$][^$\n]*\$|\$\$|\\[([]/, /\\(?:frac|tfrac|sum|log|exp|mathbf|text|left|right|tag|begin)\b|\\[a-z]+\{/,
+  ].map((o) => o.source).join("|"));
   return {
     raw_tex() {
       const walk = document.createTreeWalker(document.querySelector("main") || document.body, NodeFilter.SHOW_TEXT);
@@ -29,7 +31,8 @@ window.probes = (() => {
       return all("img").flatMap((o) => {
         const src = o.getAttribute("src").slice(0, 60), width = +o.getAttribute("width") || o.naturalWidth;
         const said = (o.getAttribute("alt") || "").trim() ? [] : [`${src} has no text (#| fig-alt)`];
-        return width > 660 && o.closest("main") ? [...said, `${src} is ${(width / 100).toFixed(1)} inches wide, 6.5 at most`] : said;
+        if (width <= 660 || !o.closest("main")) return said;
+        return [...said, `${src} is ${(width / 100).toFixed(1)} inches wide, 6.5 at most`];
       });
     },
     wider_than_the_window() {
@@ -58,7 +61,8 @@ window.probes = (() => {
       return columns < 88 ? [`${columns} columns of code are seen, 88 are needed`] : [];
     },
     code_before_the_answer() {
-      const code = all("main pre.sourceCode.cell-code").find(seen), figure = all("main :is(figure, svg, .cell-output-display img)").find(seen);
+      const code = all("main pre.sourceCode.cell-code").find(seen);
+      const figure = all("main :is(figure, svg, .cell-output-display img)").find(seen);
       if (!figure) return ["no figure on the page of an experiment"];
       return code && code.compareDocumentPosition(figure) & Node.DOCUMENT_POSITION_FOLLOWING
         ? ["code stands before the first figure"] : [];
@@ -73,7 +77,8 @@ window.probes = (() => {
       });
     },
     no_contents() {  // on a phone: the page's own contents, where it has some
-      const headings = all("main h2").filter((o) => !o.closest("details")).length, box = document.querySelector(".phone-contents");
+      const headings = all("main h2").filter((o) => !o.closest("details")).length;
+      const box = document.querySelector(".phone-contents");
       return headings > 2 && !(box && seen(box)) ? ["the contents of the page cannot be reached"] : [];
     },
   };

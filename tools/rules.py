@@ -12,6 +12,7 @@ from common import notebooks, read
 MAX_CELLS, MAX_OUTPUT = 60, 1_000_000  # of a notebook: cells; characters of outputs
 DOC_LINES = range(5, 21)               # of a module's docstring
 MAX_FUNCTION, MAX_MODULE = 30, 450     # lines
+MAX_LINE = 120                         # columns
 MAX_TOP, MAX_PAGES = 14, 12            # modules directly in softnce/; lines of a section of the sidebar
 TABLES = set()  # "softnce/...py: name" of functions that may be longer: a program wrote the table that they hold
 LOCAL = re.compile(r"(?<![\w.:/-])/(?:work|tmp|root|home|Users|private|mnt)/[\w.-]+|\b[A-Z]:\\Users")
@@ -157,6 +158,14 @@ def style(root):
     "Lines of 120 columns, and no import that is not used or made twice, as pyproject.toml says them to ruff."
     failed, said = run(root, sys.executable, *"-m ruff check --quiet --no-cache --output-format concise".split())
     if failed: yield from (o for o in said.splitlines() if not describes_a_figure(root, o))
+
+
+def scripts(root):
+    "Lines of 120 columns in the site's scripts and style sheets; a program wrote what ends in `_data`."
+    for path in [*(root/"tools").glob("*.js"), *(root/"nbs"/"scripts").glob("*.js"), *(root/"nbs").glob("*.css")]:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for i, line in enumerate(lines if not path.stem.endswith("_data") else [], 1):
+            if len(line) > MAX_LINE: yield f"{path.relative_to(root)}:{i}: {len(line)} columns, at most {MAX_LINE}"
 
 
 def describes_a_figure(root, found):

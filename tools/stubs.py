@@ -27,10 +27,11 @@ def public_names(module):
 def stub(front):
     "The text of a package's stub: its modules, and each name from the first module that has it."
     modules = lazy_modules(front)
-    lines, seen = [], set(modules)  # of a module and a name in it that are called alike, `_lazy` finds the module
+    offered = {module: public_names(front.parent/f"{module}.py") for module in modules}
+    lines, seen = [], {m for m in modules if m not in offered[m]}  # of a module and its name called alike, the name
     for module in modules:
-        lines.append(f"from . import {module} as {module}")
-        names = [n for n in public_names(front.parent/f"{module}.py") if n not in seen]
+        if module in seen: lines.append(f"from . import {module} as {module}")
+        names = [n for n in offered[module] if n not in seen]
         lines += [f"from .{module} import {n} as {n}" for n in sorted(names)]
         seen.update(names)
     top = front.parent.name == "softnce"

@@ -1,7 +1,8 @@
 // What is wider than its column scrolls, shows that it does, and can be reached with the Tab key.
 (() => {
   "use strict";
-  const WIDE = "main pre, main .cell-output-display, main .sd-table, main .math.display, main .table-wide";
+  const WIDE = "pre, .cell-output-display, .sd-table, .math.display, .table-wide, figure p"
+    .split(", ").map((o) => `main ${o}`).join(", ");
   const SLACK = 1;  // pixels: browsers round widths
 
   const mark = (box) => {
@@ -35,17 +36,19 @@
   document.addEventListener("toggle", all, true);  // what was folded has a width only when it opens
 })();
 
-// The theme: after a switch the page is marked by the ground that its style sheet gives, however late that sheet comes.
+// The theme: after a switch the page is marked by the ground that its style sheet gives, however late that comes.
 (() => {
   "use strict";
   const mark = () => {
     const rgb = (getComputedStyle(document.body).backgroundColor.match(/[\d.]+/g) || []).map(Number);
     if (rgb.length < 3 || rgb[3] === 0) return;
     const dark = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] < 128;
-    if (document.querySelector("link.quarto-color-scheme[data-mode]")) document.documentElement.classList.toggle("quarto-dark", dark);
+    if (!document.querySelector("link.quarto-color-scheme[data-mode]")) return;
+    document.documentElement.classList.toggle("quarto-dark", dark);
   };
   document.querySelectorAll("link.quarto-color-scheme").forEach((o) => {
     o.addEventListener("load", mark);
-    new MutationObserver(() => [0, 100, 400, 1500].forEach((t) => setTimeout(mark, t))).observe(o, { attributes: true });
+    const soon = () => [0, 100, 400, 1500].forEach((t) => setTimeout(mark, t));
+    new MutationObserver(soon).observe(o, { attributes: true });
   });
 })();

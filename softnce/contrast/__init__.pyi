@@ -19,9 +19,9 @@ from .sums import product_sums as product_sums
 from .sums import product_sums_reference as product_sums_reference
 from .sums import sparse_sums as sparse_sums
 from .sums import sparse_sums_reference as sparse_sums_reference
-from . import expected_sums as expected_sums
+from .expected_sums import expected_sums as expected_sums
 from .expected_sums import expected_sums_reference as expected_sums_reference
-from . import linear_sums as linear_sums
+from .linear_sums import linear_sums as linear_sums
 from .linear_sums import linear_sums_reference as linear_sums_reference
 from . import vocab_parallel as vocab_parallel
 from .vocab_parallel import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy

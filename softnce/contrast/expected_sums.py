@@ -26,10 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import FAR, LOW, centred, empty_gradient, in_full, own_score, row_blocks
-from .operators import check_floats, check_rows, differentiable, triton_for
+from .operators import check_floats, check_rows, differentiable, namespace, triton_for
 from .sums import subtract_own
 
 # %% ../../nbs/contrast/expected_sums.ipynb #5c51026b
+def log_counts(counts, label):
+    "Offsets of classes `(1, K)`, and of each row's label `(N,)`, which is there once less: logs of counts."
+    own = None if label is None else (counts[label] - 1).log().clamp(min=LOW)
+    return counts.log().clamp(min=LOW)[None], own
+
 def log_noise(scores, offset, label, label_offset): # as for `expected_sums`
     "Scores of the noise labels `(n, K)`, and log Z `(n,)`, at least LOW/10: above a masked class, also without noise."
     x = scores + offset
@@ -49,8 +54,10 @@ def infinite(rows):
 # %% ../../nbs/contrast/expected_sums.ipynb #c23c04d1
 def expected_sums_reference(logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None=None,
                             probs:Tensor|None=None, offset:Tensor|None=None, label:Tensor|None=None,
-                            label_offset:Tensor|None=None, log_eta:Tensor|None=None, scale:float=1.)->Tensor:
+                            label_offset:Tensor|None=None, log_eta:Tensor|None=None, scale:float=1.,
+                            counts:Tensor|None=None)->Tensor:
     "`expected_sums` as plain formulas."
+    if counts is not None: offset, label_offset = log_counts(counts, label)
     scores = centred(logits, log_eta, scale)
     _, log_z = log_noise(scores, offset, label, label_offset)
     return infinite(own_score(own_terms(scores, log_z), ids, weights, share, probs))
@@ -86,8 +93,10 @@ def expected_block(scores, ids, weights, share, probs, offset, label, label_offs
     return infinite(total), gradient.scatter_(1, top, (at_top_of_q*rest - at_top*others)[:, None])
 
 # %% ../../nbs/contrast/expected_sums.ipynb #07bf3007
-def expected_sums_torch(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, with_grad):
+def expected_sums_torch(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, counts,
+                        with_grad):
     "All rows, a block at a time."
+    if counts is not None: offset, label_offset = log_counts(counts, label)
     total = logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
     gradient = empty_gradient(logits) if with_grad else logits.new_empty(0)
     for r in row_blocks(*logits.shape):
@@ -101,12 +110,24 @@ def expected_sums_torch(logits, ids, weights, share, probs, offset, label, label
         gradient[r] = g.mul_(scale) if scale != 1 else g
     return total, gradient
 
-@differentiable(expected_sums_reference)
+@torch.library.custom_op(f"{namespace(__name__)}::expected_sums_backward", mutates_args=())
+def expected_gradient(g:Tensor, stats:Tensor, logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None,
+                      probs:Tensor|None, offset:Tensor|None, label:Tensor|None, label_offset:Tensor|None,
+                      log_eta:Tensor|None, scale:float, counts:Tensor|None)->Tensor:
+    "The gradient where only the backward pass knows what a row counts: by the kernel."
+    from softnce.contrast import triton_sums
+    return triton_sums.expected_gradient(g, 1., stats, logits, ids, weights, share, probs, offset, label, label_offset,
+                                         log_eta, scale, counts)
+
+@expected_gradient.register_fake
+def _(g, stats, logits, *rest): return empty_gradient(logits)
+
+@differentiable(expected_sums_reference, late=expected_gradient, kernels=('expected_totals', 'expected_gradient'))
 def expected_sums_op(logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None, probs:Tensor|None,
-                     offset:Tensor, label:Tensor|None, label_offset:Tensor|None, log_eta:Tensor|None, scale:float,
-                     with_grad:bool)->tuple[Tensor, Tensor]:
-    run = kernels.expected_sums if (kernels := triton_for(logits)) else expected_sums_torch
-    return run(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, with_grad)
+                     offset:Tensor|None, label:Tensor|None, label_offset:Tensor|None, log_eta:Tensor|None, scale:float,
+                     counts:Tensor|None, with_grad:bool)->tuple[Tensor, Tensor]:
+    run = kernels.expected_totals if (kernels := triton_for(logits)) else expected_sums_torch
+    return run(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, counts, with_grad)
 
 # %% ../../nbs/contrast/expected_sums.ipynb #1c95ee39
 def expected_sums(logits:Tensor,            # `(N, K)`
@@ -114,19 +135,25 @@ def expected_sums(logits:Tensor,            # `(N, K)`
                   weights:Tensor,           # `(N, S)` their weights, in full precision
                   *, share:Tensor|None=None, # `(N,)` of the target that is spread over all classes
                   probs:Tensor|None=None,   # `(N, K)` dense own targets
-                  offset:Tensor,            # `(1, K)` log of how often a class is among the noise labels
+                  offset:Tensor|None=None,  # `(1, K)` log of how often a class is among the noise labels
+                  counts:Tensor|None=None,  # `(K,)` in place of both offsets: how often, and at `label` once less
                   label:Tensor|None=None,   # `(N,)` a class in which a row has another count; None: in none
                   label_offset:Tensor|None=None, # `(N,)` the log of that count
                   log_eta:Tensor|None=None, # `(K,)` log of the noise distribution; None: uniform, left out
                   scale:float=1.,           # 1/tau
-                 )->Tensor:                 # `(N,)`
+                  reduction:str='none',     # of the rows, which is done where it saves a launch: on a card
+                 )->Tensor:                 # `(N,)`, or a scalar
     """Mean over the own class of log(1 + Z/exp s), Z the sum over noise labels. Raises ValueError naming the argument.
 
     A class score of -inf costs nothing where no target has mass on it."""
-    check_floats(logits, weights=weights, share=share, probs=probs, offset=offset, label_offset=label_offset)
+    check_floats(logits, weights=weights, share=share, probs=probs, offset=offset, label_offset=label_offset,
+                 counts=counts)
     if probs is None: check_rows(logits, ids, weights)
-    if offset.shape != (1, logits.shape[1]):
-        raise ValueError(f"offset must have shape {(1, logits.shape[1])}, got {tuple(offset.shape)}")
-    offset = offset.clamp(min=LOW)  # log of a count of 0
-    if label is not None: label_offset = label_offset.clamp(min=LOW)
-    return expected_sums_op(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, float(scale))
+    given, shape = (offset, (1, logits.shape[1])) if counts is None else (counts, logits.shape[1:])
+    if given is None or given.shape != shape:
+        raise ValueError(f"{'offset' if counts is None else 'counts'} must have shape {tuple(shape)}, "
+                         f"got {None if given is None else tuple(given.shape)}")
+    if offset is not None: offset = offset.clamp(min=LOW)  # log of a count of 0
+    if label_offset is not None: label_offset = label_offset.clamp(min=LOW)
+    return expected_sums_op(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, float(scale),
+                            counts, reduction=reduction)

@@ -28,7 +28,7 @@ from torch import Tensor
 from .layout import FAR, LOW, centred, masked, row_blocks
 from .operators import callable_sum, check_floats, check_rows, keeps_graph, namespace, recorded
 from .sums import class_block, class_sums_reference, subtract_own
-from ..targets import has_values
+from ..targets import has_values, without_autocast
 
 # %% ../../nbs/contrast/linear_sums.ipynb #079b923d
 def linear_sums_reference(embeddings:Tensor, weight:Tensor, bias:Tensor|None=None, ids:Tensor|None=None,
@@ -166,7 +166,7 @@ def linear_pass(z, W, bias, ids, weights, share, probs, log_eta, offset, exponen
     num_rows = max(1, min(size or MAX_ROWS, -(-z.shape[0]//2)))  # at most half: all logits never exist at once
     blocks = None if size else row_blocks(W.shape[0], num_rows, block)
     memory = z.new_empty(num_rows, len(W)) if size else None  # one for all blocks: new pages cost a tenth of the time
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         for r in row_blocks(z.shape[0], 1, num_rows):
             own = [None if x is None else x[r] for x in (ids, weights, share, probs)]
             args = z[r], W, bias, own, log_eta, offset, exponents

@@ -79,38 +79,54 @@ def by_reference(inputs):
     return not has_values(inputs[0])
 
 # %% ../../nbs/contrast/operators.ipynb #fb60a4eb
-def differentiable(reference, by_class=False, late=None):
+def keep(ctx, inputs, kept):
+    "What the backward pass needs: the inputs, and tensors that the sum left."
+    ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
+    ctx.places = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
+    ctx.save_for_backward(*kept, *(inputs[i] for i in ctx.places))
+
+def kept_of(ctx):
+    "The same again: inputs, and what was left."
+    tensors, inputs = list(ctx.saved_tensors), list(ctx.others)
+    first = len(tensors) - len(ctx.places)
+    for i, tensor in zip(ctx.places, tensors[first:]): inputs[i] = tensor
+    return inputs, tensors[:first]
+
+NUM_STATS = 6  # numbers of a row that a sum on a card leaves for its gradient
+
+def differentiable(reference, by_class=False, late=None, kernels=None):
     """Decorator of a sum: what calls it as `autograd.Function`, operator, or by its `reference`.
 
-    The sum gets the inputs of the reference and `with_grad`, and returns losses and gradient, which is stored
-    `by_class` or by row; or none, where `late` makes it in the backward pass, from what comes there and the inputs."""
+    The sum gets the inputs of the reference and `with_grad`, and returns losses and gradient, stored `by_class` or by
+    row; with `late`, on a card, `(N, NUM_STATS)` in its place, from which that operator makes the gradient. `kernels`:
+    names of the functions that serve direct calls there, as for `late_sum`."""
     def decorate(fast):
         def setup(ctx, inputs, output):
-            ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
-            ctx.places = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
-            ctx.save_for_backward(output[1], *(inputs[i] for i in ctx.places))
+            keep(ctx, inputs, output[1:])
+            ctx.late = late is not None and triton_for(inputs[0]) is not None
             ctx.mark_non_differentiable(output[1])
             ctx.set_materialize_grads(False)
         def backward(ctx, g, _):
             nothing = (None,)*(len(ctx.others)-1)
             if g is None: return None, *nothing
-            gradient, *tensors = ctx.saved_tensors
-            inputs = list(ctx.others)
-            for i, tensor in zip(ctx.places, tensors): inputs[i] = tensor
+            inputs, (made,) = kept_of(ctx)
+            *inputs, _ = inputs
             if not torch.is_grad_enabled():
-                made = late is None or gradient.shape == inputs[0].shape
-                return weighted(gradient, g) if made else weighted_late(late, g, inputs[:-1]), *nothing
+                return late_gradient(late, g, inputs, made) if ctx.late else weighted(made, g), *nothing
             # to be differentiated again: by the plain formula
-            return torch.autograd.grad(reference(*inputs[:-1]), inputs[0], g, create_graph=True)[0], *nothing
+            return torch.autograd.grad(reference(*inputs), inputs[0], g, create_graph=True)[0], *nothing
         def fake(x, *rest):
-            now = rest[-1] and not (late is not None and triton_for(x))
-            gradient = empty_gradient(x, by_class) if now else x.new_empty(0)
-            return x.new_empty(x.shape[0], dtype=in_full(x.dtype)), gradient
-        return callable_sum(fast, reference, setup, backward, fake)
+            full, with_grad = in_full(x.dtype), rest[-1]
+            if late is not None and triton_for(x): made = x.new_empty(x.shape[0]*with_grad, NUM_STATS, dtype=full)
+            else: made = empty_gradient(x, by_class) if with_grad else x.new_empty(0)
+            return x.new_empty(x.shape[0], dtype=full), made
+        return callable_sum(fast, reference, setup, backward, fake, direct=kernels and late_sum(reference, *kernels))
     return decorate
 
-def callable_sum(fast, reference, setup, backward, fake, gradient_for_all=False):
-    "The function that tries, in this order: the reference, the operator, the `autograd.Function`."
+def callable_sum(fast, reference, setup, backward, fake, gradient_for_all=False, direct=None):
+    """The function that tries, in this order: the reference, the operator, `direct` on a card, the `autograd.Function`.
+
+    Its `reduction` may be done, where `direct` serves, or be left to the caller."""
     def forward(ctx, *inputs):  # a form with `setup_context` has its signature inspected at each call: 50 microseconds
         output = fast(*inputs)
         setup(ctx, inputs, output)
@@ -120,11 +136,13 @@ def callable_sum(fast, reference, setup, backward, fake, gradient_for_all=False)
     compiled = torch.library.custom_op(f"{namespace(fast.__module__)}::{fast.__name__}", fast, mutates_args=())
     compiled.register_fake(fake)
     compiled.register_autograd(backward, setup_context=setup)
-    def call(x, *others):
+    def call(x, *others, reduction='none'):
         fixed = others if not gradient_for_all else others[2:]  # the sum has no gradient by these
         if by_reference((x, *others)) or any(recorded(a) for a in fixed): return reference(x, *others)
+        compiling = torch.compiler.is_compiling()
+        if direct and not compiling and triton_for(x): return direct(x, *others, reduction=reduction)
         with_grad = recorded(x) and not any(recorded(a) for a in others)
-        return (compiled if torch.compiler.is_compiling() else eager.apply)(x, *others, with_grad)[0]
+        return (compiled if compiling else eager.apply)(x, *others, with_grad)[0]
     return call
 
 def namespace(module): return module.split('.')[0].strip('_')  # a page's own operators must not replace the package's
@@ -133,15 +151,50 @@ def recorded(x): return isinstance(x, Tensor) and x.requires_grad and torch.is_g
 
 def part(x, rows): return None if x is None else x[rows]
 
-# %% ../../nbs/contrast/operators.ipynb #71me5cel
-keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True)
+# %% ../../nbs/contrast/operators.ipynb #2d18b0a8
+def late_sum(reference, begin, finish):
+    """What calls a sum on a card, with its `reduction`; the names are of functions of `triton_sums`.
 
-def weighted_late(late, g, inputs):
+    `begin(*inputs, with_grad)` returns losses, and tensors that `finish(g, each, *tensors, *inputs)` makes the gradient
+    from, of rows that count `each` times `g`."""
+    def forward(ctx, reduction, with_grad, *inputs):
+        ctx.kernels, ctx.reduction = triton_for(inputs[0]), reduction
+        rows, *kept = getattr(ctx.kernels, begin)(*inputs, with_grad)
+        keep(ctx, inputs, kept)
+        return reduced(rows, reduction)
+    def backward(ctx, g):
+        inputs, kept = kept_of(ctx)
+        x, nothing = inputs[0], (None,)*(len(inputs)-1)
+        if torch.is_grad_enabled():  # to be differentiated again: by the plain formula
+            again = reduced(reference(*inputs), ctx.reduction)
+            return None, None, torch.autograd.grad(again, x, g, create_graph=True)[0], *nothing
+        each = 1/max(len(x), 1) if ctx.reduction == 'mean' else 1.
+        g = g if ctx.reduction == 'none' else g.expand(len(x))
+        def late(g, *kept_and_inputs): return getattr(ctx.kernels, finish)(g, each, *kept_and_inputs)
+        return None, None, late_gradient(late, g, inputs, *kept), *nothing
+    methods = dict(forward=staticmethod(forward), backward=staticmethod(backward))
+    function = type(begin, (torch.autograd.Function,), methods)
+    def call(*inputs, reduction='none'): return function.apply(reduction, recorded(inputs[0]), *inputs)
+    return call
+
+def reduced(rows, reduction):
+    "Losses `(N,)`, their mean or their sum."
+    return rows if reduction == 'none' else rows.mean() if reduction == 'mean' else rows.sum()
+
+def late_gradient(late, g, inputs, *kept):
     "The gradient that is made with its weights; of many g at once (`is_grads_batched`) it is made once, without."
     if not inputs[0].numel(): return torch.zeros_like(inputs[0])  # an empty batch
-    if not torch._C._functorch.is_batchedtensor(g): return late(g, *inputs)
-    gradient = late(inputs[0].new_ones(inputs[0].shape[0], dtype=g.dtype), *inputs)
+    if not torch._C._functorch.is_batchedtensor(g): return late(g, *kept, *inputs)
+    gradient = late(inputs[0].new_ones(inputs[0].shape[0], dtype=g.dtype), *kept, *inputs)
     return (g[:, None]*gradient).to(gradient.dtype)
+
+def kernels_for(x, *others):
+    "The module of kernels if they serve a direct call, in which the other inputs need no gradient; else None."
+    if torch.compiler.is_compiling() or not (kernels := triton_for(x)): return None
+    return None if by_reference((x,)) or any(recorded(a) for a in others) else kernels
+
+# %% ../../nbs/contrast/operators.ipynb #71me5cel
+keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True)
 
 def weighted(gradient, g):
     "The gradient times the rows' weights: in place where the graph is not kept, as nobody can ask for it again."

@@ -22,22 +22,25 @@ tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
 """
 
 # %% ../../nbs/contrast/scores.ipynb #9bdbed38
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..candidates import (AllClasses, ClassCounts, DenseCandidates, Expectation, NoiseLabels, Parts,
                                 SparseCandidates, parts_of, places)
 from .expected_sums import expected_sums
 from .linear_sums import linear_sums
 from .layout import LOW, centred, in_full, masked, mean_score, own_score
-from .operators import backend
-from .sums import class_sums, product_sums, sparse_sums, without_own
+from .operators import backend, kernels_for
+from .sums import (beside_own, class_sums, count_sums, dense_sums, product_sums, sparse_sums,
+                                     without_own)
 from ..noise import ClosedForm, noise_of
 from ..rows import enter, flat
-from ..targets import SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of
+from ..targets import (SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of,
+                             without_autocast)
 
 # %% ../../nbs/contrast/scores.ipynb #480c6185
 def check_logits(logits, name='logits'):
@@ -58,6 +61,12 @@ def check_temperature(temperature):
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
     if not temperature > 0 or temperature == float('inf'):
         raise ValueError(f"temperature must be positive and finite, got {float(temperature)}")
+
+def hold_temperature(module, temperature):
+    "A module's temperature, checked: a tensor becomes a buffer, a Parameter is learned."
+    check_temperature(temperature)
+    if isinstance(temperature, nn.Parameter) or not isinstance(temperature, Tensor): module.temperature = temperature
+    else: module.register_buffer('temperature', temperature)
 
 def full_precision(x):
     "fp16 and bf16 are computed in fp32; float64 stays float64."
@@ -102,7 +111,7 @@ def written_out(scores:Logits)->Tensor: # scores: of `logit_scores`; return: `(N
 def candidate_scores(scores, candidates):
     "U = s @ alpha.T: `(N, M)`; gathers where the candidates are sparse."
     if isinstance(candidates, Tensor):
-        with torch.autocast(scores.device.type, enabled=False): return scores @ candidates.T
+        with without_autocast(scores): return scores @ candidates.T
     parts = parts_of(candidates)
     u = sum(scores[:, i]*w for i, w in zip(parts.ids.T, parts.weights.T))
     return u if parts.share is None else u + scores.mean(1, keepdim=True)*parts.share
@@ -144,10 +153,6 @@ def weighted_cross_entropy(scores, own, counts):
     if max(-low.item(), high.item()) > 64: return None
     return rows + log_counts[labels]
 
-def beside_own(others):
-    "log(1 + exp L): the loss from the sum over the others."
-    return -F.logsigmoid(-others)
-
 def sum_counts(scores, candidates):
     "Labels as candidates: a sum over the *other* classes, weighted by counts; `c` candidates have the own label."
     own, labels, keep, in_batch, present = candidates
@@ -155,6 +160,9 @@ def sum_counts(scores, candidates):
     if in_batch and keep == 1 and present is None and is_small(scores):
         rows = weighted_cross_entropy(scores, own, counts)
         if rows is not None: return rows
+    if kernels_for(scores.values, scores.log_eta):
+        return count_sums(scores.values, own.ids, own.weights, counts, scores.log_eta, keep, scores.scale, in_batch,
+                          reduction=scores.reduction)
     own_count = counts[own.ids[:, 0]] + (not in_batch)
     if present is not None: own_count = own_count.clamp(min=1)  # the class of an ignored row need not be there
     log_c = own_count.log()  # log(c + e^L) = log c + log(1 + e^(L - log c))
@@ -173,7 +181,8 @@ def sum_classes(scores, candidates):
         probs = own.probs if own.probs is not None else written_probs(own, x)
         loss = F.cross_entropy(x, probs, reduction=scores.reduction)
         if not loss.isnan().any() or not len(x): return loss  # 0 times -inf, of a masked class
-    return class_sums(x, own.ids, own.weights, share=own.share, probs=own.probs, scale=scores.scale)
+    return class_sums(x, own.ids, own.weights, share=own.share, probs=own.probs, scale=scores.scale,
+                      reduction=scores.reduction)
 
 def is_labels(own):
     "Whether own targets are one class with all the mass."
@@ -186,22 +195,27 @@ def written_probs(own, like):
 
 def mean_under(own, values):
     "<alpha_i, values> for a vector `(K,)`: `(N,)`."
-    with torch.autocast(values.device.type, enabled=False):  # which would take the product in 16 bits
+    with without_autocast(values):  # which would take the product in 16 bits
         means = own.probs @ values if own.probs is not None else (own.weights*values[own.ids]).sum(1)
     return means if own.share is None else means + own.share*values.mean()
 
 def sum_expectation(scores, candidates):
     "Closed-form noise: with t s + log eta in each sum; uniform noise is a constant."
     own, exponents, noise_probs, as_scored = candidates
+    x, uniform = scores.values, scores.log_eta is None
+    if not uniform or scores.reduction == 'sum': scores = scores._replace(reduction='none')  # rows are added to
     if exponents == [1.] and as_scored: # hard noise labels: s + log eta = l, a cross-entropy, plus <alpha, log eta>
         rows = sum_classes(scores._replace(log_eta=None), AllClasses(own))
-        return rows + (noise_probs[:1].log() if scores.log_eta is None else mean_under(own, noise_probs.log()))
-    if not exponents: return -own_score(centred(scores.values, scores.log_eta, scores.scale), *own)
-    log_eta = noise_probs[:1].log() if scores.log_eta is None else noise_probs.log()
-    uniform = scores.log_eta is None
-    rows = class_sums(scores.values, own.ids, own.weights, share=own.share, probs=own.probs, log_eta=scores.log_eta,
-                      offset=None if uniform else log_eta[None], exponents=exponents, scale=scores.scale)
-    return rows + len(exponents)*log_eta if uniform else rows
+        return rows + (log_uniform(noise_probs) if uniform else mean_under(own, noise_probs.log()))
+    if not exponents: return -own_score(centred(x, scores.log_eta, scores.scale), *own)
+    rows = class_sums(x, own.ids, own.weights, share=own.share, probs=own.probs, log_eta=scores.log_eta,
+                      offset=None if uniform else noise_probs.log()[None], exponents=exponents, scale=scores.scale,
+                      reduction=scores.reduction)
+    return rows + len(exponents)*log_uniform(noise_probs) if uniform else rows
+
+def log_uniform(noise_probs):
+    "log 1/K: a number, or of a graph with any number of classes a tensor."
+    return noise_probs[:1].log() if torch.compiler.is_compiling() else -math.log(noise_probs.shape[0])
 
 # %% ../../nbs/contrast/scores.ipynb #a8169d51
 def sum_sparse(scores, candidates):
@@ -211,7 +225,8 @@ def sum_sparse(scores, candidates):
     x, options = scores.values, dict(share=rows.share, in_batch=in_batch, one_weight=one_weight, log_eta=scores.log_eta,
                                      scale=scores.scale, num_rows=scores.num_rows)
     if own.probs is None:
-        return beside_own(sparse_sums(x, rows.ids, rows.weights, own.ids, own.weights, own_share=own.share, **options))
+        return sparse_sums(x, rows.ids, rows.weights, own.ids, own.weights, own_share=own.share, beside=True,
+                           reduction=scores.reduction, **options)
     x = full_precision(x)  # two gradients that nearly cancel are added: they must not be rounded before
     nothing = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device)
     alone = sparse_sums(x, rows.ids, rows.weights, nothing, nothing.to(rows.weights), **options)
@@ -233,6 +248,8 @@ def sum_dense(scores, candidates):
     "Dense candidates: a matrix product."
     own, probs, in_batch, present = candidates
     x, scale, log_eta, num_rows, _ = scores
+    if in_batch and kernels_for(x, probs, log_eta):
+        return dense_sums(x, probs, absent(present, probs), log_eta, scale, num_rows or 0, reduction=scores.reduction)
     if not in_batch: x = full_precision(x)  # as above
     rows = product_sums(x, probs, absent(present, probs), log_eta=log_eta, scale=scale, in_batch=in_batch, linear=False,
                         num_rows=num_rows)
@@ -360,12 +377,11 @@ def sum_labels(scores, candidates):
     own, labels, in_batch, present = candidates
     counts = label_counts(labels, scores.values, present)
     label = labels[:scores.values.shape[0]] if in_batch else None
-    others = counts[label] - 1 if in_batch else None
-    if in_batch and present is not None: others = others.clamp(min=0)  # the label of an ignored row is not counted
-    return expected_sums(scores.values, own.ids, own.weights, share=own.share, probs=own.probs,
-                         offset=counts.log()[None], label=label,
-                         label_offset=others.log() if in_batch else None,
-                         log_eta=scores.log_eta, scale=scores.scale)
+    x, options = scores.values, dict(share=own.share, probs=own.probs, label=label, log_eta=scores.log_eta,
+                                     scale=scores.scale, reduction=scores.reduction)
+    if present is None or not in_batch: return expected_sums(x, own.ids, own.weights, counts=counts, **options)
+    others = (counts[label] - 1).clamp(min=0)  # the label of an ignored row is not counted
+    return expected_sums(x, own.ids, own.weights, offset=counts.log()[None], label_offset=others.log(), **options)
 
 def sum_linear_labels(scores, candidates):
     "Noise labels and the classes of sparse targets, from embeddings: M + S products a row, whatever K."

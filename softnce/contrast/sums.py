@@ -30,8 +30,9 @@ from torch import Tensor
 
 from .layout import (LOW, by_class, centred, empty_gradient, in_full, masked, mean_score, own_score,
                                      partners, row_blocks, with_mean, without_mean)
-from .operators import (callable_sum, check_floats, check_rows, differentiable, namespace, part,
-                                        recorded, triton_for, weighted)
+from .operators import (callable_sum, check_floats, check_rows, differentiable, kernels_for,
+                                        late_sum, namespace, part, recorded, triton_for, weighted)
+from ..targets import without_autocast
 
 # %% ../../nbs/contrast/sums.ipynb #718563ac
 def class_sums_reference(logits:Tensor, ids:Tensor, weights:Tensor, share:Tensor|None=None,
@@ -108,25 +109,24 @@ def class_sums_torch(logits, ids, weights, share, probs, offset, own_offset, log
 
 # %% ../../nbs/contrast/sums.ipynb #93c0109d
 @torch.library.custom_op(f"{namespace(__name__)}::class_sums_backward", mutates_args=())
-def class_gradient(g:Tensor, logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None,
+def class_gradient(g:Tensor, stats:Tensor, logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None,
                    probs:Tensor|None, offset:Tensor|None, own_offset:Tensor|None, log_eta:Tensor|None,
                    exponents:list[float], scale:float)->Tensor:
     "The gradient where only the backward pass knows what a row counts: by the kernel."
     from softnce.contrast import triton_sums
-    return triton_sums.class_gradient(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents,
-                                      scale, g)
+    return triton_sums.class_gradient(g, 1., stats, logits, ids, weights, share, probs, offset, own_offset, log_eta,
+                                      exponents, scale)
 
 @class_gradient.register_fake
-def _(g, logits, *rest): return empty_gradient(logits)
+def _(g, stats, logits, *rest): return empty_gradient(logits)
 
 # %% ../../nbs/contrast/sums.ipynb #93c0109e
-@differentiable(class_sums_reference, late=class_gradient)
+@differentiable(class_sums_reference, late=class_gradient, kernels=('class_totals', 'class_gradient'))
 def class_sums_op(logits:Tensor, ids:Tensor|None, weights:Tensor|None, share:Tensor|None, probs:Tensor|None,
                   offset:Tensor|None, own_offset:Tensor|None, log_eta:Tensor|None, exponents:list[float], scale:float,
                   with_grad:bool)->tuple[Tensor, Tensor]:
-    inputs = logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale
-    if kernels := triton_for(logits): return kernels.class_sums(*inputs), logits.new_empty(0)
-    return class_sums_torch(*inputs, with_grad)
+    run = kernels.class_totals if (kernels := triton_for(logits)) else class_sums_torch
+    return run(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, with_grad)
 
 # %% ../../nbs/contrast/sums.ipynb #ef5e7eef
 def class_sums(logits:Tensor,          # `(N, K)`
@@ -139,7 +139,8 @@ def class_sums(logits:Tensor,          # `(N, K)`
                log_eta:Tensor|None=None, # `(K,)` log of the noise distribution; None: uniform, left out
                exponents:tuple[float, ...]|list[float]=(1.,), # t of each of T sums
                scale:float=1.,         # 1/tau
-              )->Tensor:               # `(N,)`
+               reduction:str='none',   # of the rows, which is done where it saves a launch: on a card
+              )->Tensor:               # `(N,)`, or a scalar
     "Log-sum-exps over classes minus the own score."
     check_floats(logits, weights=weights, share=share, probs=probs, offset=offset, own_offset=own_offset,
                  log_eta=log_eta)
@@ -149,7 +150,18 @@ def class_sums(logits:Tensor,          # `(N, K)`
         raise ValueError(f"offset must have shape {shapes[0]} or {shapes[1]}, got {tuple(offset.shape)}")
     if offset is not None: offset = offset.clamp(min=LOW)  # log of a count of 0
     if own_offset is not None: own_offset = own_offset.clamp(min=LOW)
-    return class_sums_op(logits, ids, weights, share, probs, offset, own_offset, log_eta, list(exponents), float(scale))
+    return class_sums_op(logits, ids, weights, share, probs, offset, own_offset, log_eta, list(exponents), float(scale),
+                         reduction=reduction)
+
+# %% ../../nbs/contrast/sums.ipynb #03695dfe
+def count_sums_reference(logits, ids, weights, counts, log_eta, keep, scale, in_batch):
+    "`count_sums` as plain formulas."
+    log_own = (counts[ids[:, 0]] + (not in_batch)).clamp(min=1).log()
+    others = class_sums_reference(logits, ids, weights, offset=counts.log().clamp(min=LOW)[None], log_eta=log_eta,
+                                  own_offset=torch.full_like(log_own, LOW), exponents=(keep,), scale=scale)
+    return torch.logaddexp(log_own, others)
+
+count_sums = late_sum(count_sums_reference, 'count_totals', 'count_gradient')
 
 # %% ../../nbs/contrast/sums.ipynb #52f6d54a
 def sparse_sums_reference(logits:Tensor, ids:Tensor, weights:Tensor, share:Tensor|None, own_ids:Tensor,
@@ -168,6 +180,10 @@ def without_own(u, in_batch):
     if not in_batch: return u
     rows, columns = (torch.arange(size, device=u.device) for size in u.shape)
     return u.masked_fill(rows[:, None] == columns, LOW)
+
+def beside_own(others):
+    "log(1 + exp L): the loss from the sum over the others."
+    return -F.logsigmoid(-others)
 
 # %% ../../nbs/contrast/sums.ipynb #c21870da
 def bag_block(table, ids, weights, share, own, start, groups):
@@ -264,6 +280,13 @@ def sparse_sums_op(logits:Tensor, ids:Tensor, weights:Tensor, share:Tensor|None,
     return run(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
                num_rows, with_grad)
 
+def sparse_losses_reference(*inputs_and_beside):
+    "`sparse_sums` as plain formulas, the last step of the loss among them."
+    *inputs, beside = inputs_and_beside
+    return beside_own(sparse_sums_reference(*inputs)) if beside else sparse_sums_reference(*inputs)
+
+sparse_losses = late_sum(sparse_losses_reference, 'sparse_totals', 'sparse_gradient')
+
 # %% ../../nbs/contrast/sums.ipynb #1d46643d
 def sparse_sums(logits:Tensor,          # `(N, K)`
                 ids:Tensor,             # `(M, S)` classes of the candidates
@@ -277,7 +300,9 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
                 in_batch:bool=True,     # candidate i is row i's own, and is left out of its sum
                 one_weight:bool=False,  # all candidates, and own targets in the batch, have the first one's weights
                 num_rows:int|None=None, # rows at a time; None: as many as keep blocks of M x rows small
-               )->Tensor:               # `(N,)`
+                beside:bool=False,      # the loss from this sum L, log(1 + exp L)
+                reduction:str='none',   # of the rows, which is done where it saves a launch: on a card
+               )->Tensor:               # `(N,)`, or a scalar
     "Log-sum-exp over sparse candidates, without the own one, minus the own score."
     check_floats(logits, weights=weights, own_weights=own_weights, share=share, own_share=own_share, log_eta=log_eta)
     check_rows(logits, ids, weights)
@@ -285,8 +310,12 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
     if in_batch and ids.shape[0] < logits.shape[0]:
         raise ValueError(f"ids must hold at least the {logits.shape[0]} own candidates, got {ids.shape[0]}")
     if not ids.shape[0]: return logits.to(in_full(logits.dtype)).sum(1)  # an empty batch
-    return sparse_sums_op(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, float(scale), in_batch,
-                          bool(one_weight), num_rows or 0)
+    inputs = (logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, float(scale), in_batch,
+              bool(one_weight), num_rows or 0)
+    if kernels_for(logits, weights, share, own_weights, own_share, log_eta):
+        return sparse_losses(*inputs, beside, reduction=reduction)
+    rows = sparse_sums_op(*inputs)
+    return beside_own(rows) if beside else rows
 
 # %% ../../nbs/contrast/sums.ipynb #ff18285a
 def product_sums_reference(a:Tensor, b:Tensor, shift:Tensor|None=None, log_eta:Tensor|None=None,
@@ -320,7 +349,7 @@ def product_sums_op(a:Tensor, b:Tensor, shift:Tensor|None, log_eta:Tensor|None, 
     total = a.new_empty(a.shape[0], dtype=in_full(a.dtype))
     gradient = empty_gradient(a) if with_grad else a.new_empty(0)
     run = kernels.softmax_without_own if (kernels := triton_for(a)) else softmax_without_own
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a):
         for r, _, u in product_blocks(a, b, shift, log_eta, scale, linear, num_rows):
             total[r] = run(u, r.start if in_batch else None)
             if not with_grad: continue
@@ -334,7 +363,7 @@ def product_backward(g:Tensor, a:Tensor, b:Tensor, shift:Tensor|None, in_batch:b
     "Gradients of the linear form by both factors and the shift: the blocks are computed again, weighted by `g`."
     da, db, dshift = empty_gradient(a), empty_gradient(b).zero_(), a.new_zeros(b.shape[0])
     run = kernels.softmax_without_own if (kernels := triton_for(a)) else softmax_without_own
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a):
         for r, x, u in product_blocks(a, b, shift, None, 1., True, num_rows):
             run(u, r.start if in_batch else None)
             da[r] = g[r, None]*(u @ b)
@@ -393,3 +422,10 @@ def product_sums(a:Tensor,           # `(N, d)` embeddings; or logits `(N, K)`, 
         return product_sums_reference(a, b, shift, log_eta, float(scale), in_batch, linear)
     if not b.shape[0]: return a.sum(1)  # an empty batch
     return product_sums_call(a, b, shift, log_eta, float(scale), in_batch, linear, num_rows or 0)
+
+# %% ../../nbs/contrast/sums.ipynb #3e47bf5c
+def dense_sums_reference(logits, probs, shift, log_eta, scale, num_rows):
+    "`dense_sums` as plain formulas: the loss, log(1 + exp of the sum over the others)."
+    return beside_own(product_sums_reference(logits, probs, shift, log_eta, scale, True, False))
+
+dense_sums = late_sum(dense_sums_reference, 'dense_totals', 'dense_gradient')  # of rows in the batch, on a card

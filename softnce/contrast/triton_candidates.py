@@ -15,9 +15,9 @@ gradient of a class collects the candidates that name it, sorted. No array is as
 
 >>> import os, torch
 >>> if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
->>> from softnce.contrast.triton_candidates import sorted_entries
->>> sorted_entries(torch.tensor([[2, 0], [2, 1]]), 4)[1].tolist()  # where the entries of each class begin
-[0, 1, 2, 4, 4]
+>>> from softnce.contrast.triton_candidates import piece_size
+>>> piece_size(2000, 4), piece_size(65536, 1024)  # entries that a program adds up of a class with many
+(64, 4096)
 """
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #ddcfc96e
@@ -28,9 +28,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softnce.contrast.layout import by_class, empty_gradient, in_full
-from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, own_of_row,
-                                            precision, row_at, row_options, scores_at)
+from softnce.contrast.layout import empty_gradient, in_full
+from softnce.contrast.triton_common import (FLOOR, NO_ENTRIES, Entries, block_scores, by_row, entries_of, exactly,
+                                            join_parts, largest_of_row, masked, own_of_row, pieces, precision, row_at,
+                                            row_factor, row_options, scores_at)
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #b7c53c49
 @triton.jit
@@ -79,72 +80,28 @@ def rows_of_block(block, N, LARGEST, MEAN, DTYPE:tl.constexpr, BLOCK_N:tl.conste
     return rows, rows < N, tl.load(LARGEST + rows, mask=rows < N, other=0.), mean
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #b0c54920
-@triton.jit(do_not_specialize=['N', 'M', 'per_part', 'stride'])  # else an odd last batch would be compiled anew
-def lse_kernel(T, LOG_ETA, IDS, W, SHARE, LARGEST, MEAN, TOPS, ZS, QS, N, M, per_part, stride, w_stride,
+@triton.jit(do_not_specialize=['N', 'M', 'parts', 'per_part', 'stride'])  # an odd last batch is not compiled anew
+def lse_kernel(T, LOG_ETA, IDS, W, SHARE, LARGEST, MEAN, TOPS, ZS, QS, N, M, parts, per_part, stride, w_stride,
                scale:tl.float64, S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr, BLOCK_N:tl.constexpr,
                BLOCK_M:tl.constexpr):
     "Of a block of rows and a part of the candidates: largest score, sum, and sum of the shares of the mean."
-    rows, in_rows, largest, mean = rows_of_block(tl.program_id(0), N, LARGEST, MEAN, DTYPE, BLOCK_N)
-    scale, begin = exactly(scale, DTYPE), tl.program_id(1)*per_part
+    part = tl.program_id(0) % parts  # neighbours share their rows
+    rows, in_rows, largest, mean = rows_of_block(tl.program_id(0)//parts, N, LARGEST, MEAN, DTYPE, BLOCK_N)
+    scale, begin = exactly(scale, DTYPE), part*per_part
     end = tl.minimum(begin + per_part, M)
     top, z, q = tl.full((BLOCK_N,), float('-inf'), DTYPE), tl.zeros((BLOCK_N,), DTYPE), tl.zeros((BLOCK_N,), DTYPE)
-    for start in range(begin, end, BLOCK_M):
-        m = start + tl.arange(0, BLOCK_M)
+    for start in range(0, per_part, BLOCK_M):
+        m = begin + start + tl.arange(0, BLOCK_M)
         u = bag(T, LOG_ETA, IDS, W, SHARE, m, m < end, rows, largest, mean, stride, w_stride, scale, S, IN_BATCH, DTYPE)
         new = tl.maximum(top, tl.max(u, 0))
         e, smaller = tl.exp(u - new[None, :]), tl.exp(top - new)
         z = z*smaller + tl.sum(e, 0)
         if SHARE is not None: q = q*smaller + tl.sum(e*tl.load(SHARE + m, mask=m < end, other=0.)[:, None], 0)
         top = new
-    out = tl.program_id(1).to(tl.int64)*N + rows
+    out = part.to(tl.int64)*N + rows
     tl.store(TOPS + out, top, mask=in_rows)
     tl.store(ZS + out, z, mask=in_rows)
     if SHARE is not None: tl.store(QS + out, q, mask=in_rows)
-
-@triton.jit(do_not_specialize=['N', 'parts'])
-def join_kernel(TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, N, parts, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
-    "Largest scores and sums of rows from those of the parts, always in the same order; and the rows' results."
-    rows = tl.program_id(0).to(tl.int64)*BLOCK + tl.arange(0, BLOCK)
-    there, at = rows < N, rows
-    top, z, q = tl.full((BLOCK,), float('-inf'), DTYPE), tl.zeros((BLOCK,), DTYPE), tl.zeros((BLOCK,), DTYPE)
-    for _ in range(0, parts):
-        part = tl.load(TOPS + at, mask=there, other=0.)
-        new = tl.maximum(top, part)
-        z = z*tl.exp(top - new) + tl.load(ZS + at, mask=there, other=1.)*tl.exp(part - new)
-        if QS is not None: q = q*tl.exp(top - new) + tl.load(QS + at, mask=there, other=0.)*tl.exp(part - new)
-        top, at = new, at + N
-    tl.store(TOP + rows, top, mask=there)
-    tl.store(Z + rows, z, mask=there)
-    if QS is not None: tl.store(Q + rows, q/z, mask=there)
-    tl.store(TOTAL + rows, tl.log(z) + (top - tl.load(OWN + rows, mask=there, other=0.)), mask=there)
-
-# %% ../../nbs/contrast/triton_candidates.ipynb #f525ec13
-@triton.jit(do_not_specialize=['E'])
-def order_kernel(KEYS, ENTRY, BEGIN, E, K, BLOCK:tl.constexpr, STEP:tl.constexpr):
-    "Where each of E entries stands in the order by class, and where each class begins: by counting what is before."
-    q = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK)  # E entries, then K+1 classes
-    entry = q < E
-    key = tl.where(entry, tl.load(KEYS + q, mask=entry, other=0).to(tl.int32), q - E)
-    count = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, E, STEP):
-        e = start + tl.arange(0, STEP)
-        other = tl.load(KEYS + e, mask=e < E, other=K + 1).to(tl.int32)  # beyond the last: larger than any
-        same_class = entry[:, None] & (other[None, :] == key[:, None])
-        before = (other[None, :] < key[:, None]) | (same_class & (e[None, :] < q[:, None]))
-        count += tl.sum(before.to(tl.int32), 1)
-    tl.store(ENTRY + count, q.to(tl.int64), mask=entry)
-    tl.store(BEGIN + q - E, count.to(tl.int64), mask=(q >= E) & (q <= E + K))
-
-# %% ../../nbs/contrast/triton_candidates.ipynb #71ebf539
-COMPARISONS = 2**25  # estimate: they take as long as the launches of a sort, some 10 us
-
-def sorted_entries(ids, num_classes):
-    "`by_class` in one launch where entries are few."
-    E, flat = ids.numel(), ids.flatten()
-    if E*(E+num_classes) > COMPARISONS: return by_class(ids, num_classes)
-    order, begin = torch.empty_like(flat), flat.new_empty(num_classes+1)
-    order_kernel[(triton.cdiv(E+num_classes+1, 64),)](flat, order, begin, E, num_classes, BLOCK=64, STEP=128)
-    return order, begin
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #9c8f88a7
 LONG = tl.constexpr(64)  # entries of one class, from which on a block of them fills the program's threads
@@ -169,18 +126,43 @@ def own_part(k, rows, in_rows, OWN_IDS, OWN_W, own_stride, OWN_S:tl.constexpr, D
         own += tl.where(k[:, None] == named[None, :], w[None, :], 0.)
     return own
 
-@triton.jit(do_not_specialize=['N', 'stride', 'grad_stride'])
-def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, Z, Q, OWN_IDS, OWN_W, OWN_SHARE, GRAD,
-                    N, K, stride, w_stride, own_stride, grad_stride, scale:tl.float64, S:tl.constexpr,
-                    OWN_S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr, BLOCK_N:tl.constexpr,
-                    BLOCK_K:tl.constexpr, BLOCK_M:tl.constexpr):
-    "Gradient of a block of rows by a block of classes."
+@triton.jit
+def is_cut(begin, end, piece):
+    "Whether the entries of a class are many, and a multiple of `piece` is inside."
+    return (end - begin > LONG) & (begin//piece < (end - 1)//piece)
+
+@triton.jit(do_not_specialize=['N', 'cuts', 'piece', 'stride'])
+def piece_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, PIECES, N, cuts, piece, stride, w_stride,
+                 scale:tl.float64, S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr, BLOCK_N:tl.constexpr,
+                 BLOCK_M:tl.constexpr):
+    "Of a block of rows and a cut through a class: the sum over its entries from there on; at the first, before it too."
+    number = tl.program_id(0) % cuts  # neighbours share their rows
+    cut = (number + 1).to(tl.int64)*piece
+    k = tl.load(IDS + tl.load(ENTRY + cut))
+    begin, end = tl.load(BEGIN + k), tl.load(BEGIN + k + 1)
+    if begin == cut or end - begin <= LONG: return
+    rows, in_rows, largest, mean = rows_of_block(tl.program_id(0)//cuts, N, LARGEST, MEAN, DTYPE, BLOCK_N)
+    top, scale, sums = tl.load(TOP + rows, mask=in_rows, other=0.), exactly(scale, DTYPE), tl.zeros((BLOCK_N,), DTYPE)
+    last = tl.minimum(cut + piece, end)
+    for start in range(tl.where(cut - begin <= piece, begin, cut), last, BLOCK_M):
+        e = start + tl.arange(0, BLOCK_M)
+        sums += tl.sum(entry_sums(e, e < last, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top, stride,
+                                  w_stride, scale, S, IN_BATCH, DTYPE), 0)
+    tl.store(PIECES + number.to(tl.int64)*stride*BLOCK_N + rows, sums)
+
+@triton.jit(do_not_specialize=['N', 'piece', 'stride', 'grad_stride'])
+def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, Z, Q, PIECES, OWN_IDS, OWN_W,
+                    OWN_SHARE, G, SLOPE, GRAD, N, K, piece, stride, w_stride, own_stride, grad_stride, g_stride,
+                    scale:tl.float64, each:tl.float64, S:tl.constexpr, OWN_S:tl.constexpr, IN_BATCH:tl.constexpr,
+                    DTYPE:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_M:tl.constexpr):
+    "Gradient of a block of rows by a block of classes; a row counts `each` times G, times SLOPE, each where it is there."
     blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, DTYPE)
     rows, in_rows, largest, mean = rows_of_block(tl.program_id(0)//blocks, N, LARGEST, MEAN, DTYPE, BLOCK_N)
     top, z = tl.load(TOP + rows, mask=in_rows, other=0.), tl.load(Z + rows, mask=in_rows, other=1.)
     first = tl.program_id(0) % blocks*BLOCK_K
     k = first + tl.arange(0, BLOCK_K)
-    begin, end = tl.load(BEGIN + k, mask=k < K, other=0), tl.load(BEGIN + k + 1, mask=k < K, other=0)
+    begin = tl.load(BEGIN + k, mask=k < K, other=0).to(tl.int32)
+    end = tl.load(BEGIN + k + 1, mask=k < K, other=0).to(tl.int32)
     g, longest = tl.zeros((BLOCK_K, BLOCK_N), DTYPE), tl.max(end - begin, 0)
     if longest <= LONG:
         for j in range(0, longest):
@@ -188,9 +170,18 @@ def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP,
                             stride, w_stride, scale, S, IN_BATCH, DTYPE)
     else:
         for c in range(0, tl.minimum(BLOCK_K, K - first)):
-            last, of_class = tl.load(BEGIN + first + c + 1), tl.zeros((BLOCK_N,), DTYPE)
-            for start in range(tl.load(BEGIN + first + c), last, BLOCK_M):
-                e = start + tl.arange(0, BLOCK_M)
+            of_class = tl.zeros((BLOCK_N,), DTYPE)
+            start, last = tl.load(BEGIN + first + c).to(tl.int32), tl.load(BEGIN + first + c + 1).to(tl.int32)
+            if PIECES is not None:
+                cut = is_cut(start, last, piece)
+                end_of_cuts = tl.where(cut, (last - 1)//piece, 0)
+                for at in range(start//piece, end_of_cuts, BLOCK_M):
+                    p = at + tl.arange(0, BLOCK_M)
+                    part = PIECES + p.to(tl.int64)[:, None]*stride*BLOCK_N + rows[None, :]
+                    of_class += tl.sum(tl.load(part, mask=(p < end_of_cuts)[:, None], other=0.), 0)
+                last = tl.where(cut, start, last)  # nothing more
+            for at in range(start, last, BLOCK_M):
+                e = at + tl.arange(0, BLOCK_M)
                 of_class += tl.sum(entry_sums(e, e < last, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top,
                                               stride, w_stride, scale, S, IN_BATCH, DTYPE), 0)
             g = tl.where((k == first + c)[:, None], of_class[None, :], g)
@@ -198,7 +189,8 @@ def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP,
     if SHARE is not None: g += tl.load(Q + rows, mask=in_rows, other=0.)[None, :]/K
     if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + rows, mask=in_rows, other=0.)[None, :]/K
     at = GRAD + k.to(tl.int64)[:, None]*grad_stride + rows[None, :]
-    tl.store(at, scale*g, mask=(k < K)[:, None] & in_rows[None, :])
+    factor = row_factor(rows, in_rows, G, SLOPE, g_stride, each, scale, DTYPE)
+    tl.store(at, factor[None, :]*g, mask=(k < K)[:, None] & in_rows[None, :])
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #9a799a17
 class Sparse(NamedTuple):
@@ -244,9 +236,8 @@ def rows_per_program(x): return 128//x.element_size()  # one line of memory
 def num_programs(x): # four for each multiprocessor hide each other's waiting; for the interpreter, some
     return 4*torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
 
-def pieces(count, size, dtype, device):
-    "Pieces of new memory, each at a multiple of 128 bytes: at another an odd batch would be compiled for anew."
-    return list(torch.empty(count, triton.cdiv(size, 32)*32, dtype=dtype, device=device))
+def cache_bytes(x): # of the L2 cache; without a card an H100's
+    return torch.cuda.get_device_properties(x.device).L2_cache_size if x.is_cuda else 50*2**20
 
 def table_of(logits):
     "Logits by class `(K, N)`, filled up with zeros to whole lines of memory."
@@ -257,14 +248,21 @@ def table_of(logits):
     if filled > N: table[:, N:].zero_()
     return table
 
-def launch_lse(table, rows, candidates, log_eta, scale, in_batch):
+def candidates_of_part(table, M):
+    "How many candidates a program walks through: so few that the card is full, and its rows' lines in its L2 cache."
+    blocks, programs = table.shape[1]//rows_per_program(table), num_programs(table)
+    at_once = min(blocks, 2*programs)*table.shape[0]*128  # bytes, with eight programs a multiprocessor
+    parts = max(programs//blocks, triton.cdiv(at_once, cache_bytes(table)//2))  # half: what else is read, too
+    parts = max(1, min(parts, triton.cdiv(M, 128)))  # of 128 candidates or more
+    return triton.cdiv(triton.cdiv(M, parts), 64)*64
+
+def launch_lse(table, rows, candidates, log_eta, scale, in_batch, entries, slope):
     "Largest candidate score, sum, and share of the mean `(N,)` of each row; and the rows' results."
-    N, M, size, full = rows.own.shape[0], candidates.ids.shape[0], rows_per_program(table), in_full(table.dtype)
-    parts = max(1, min(num_programs(table)//triton.cdiv(N, size), triton.cdiv(M, 128)))  # of 128 candidates or more
-    per_part = triton.cdiv(triton.cdiv(M, parts), 64)*64
+    N, M, size = rows.own.shape[0], candidates.ids.shape[0], rows_per_program(table)
+    per_part = candidates_of_part(table, M)
     parts = triton.cdiv(M, per_part)
-    memory = pieces(3, parts*N, full, table.device)
-    lse_kernel[(triton.cdiv(N, size), parts)](
+    memory = pieces(3, parts*N, in_full(table.dtype), table.device)
+    lse_kernel[(triton.cdiv(N, size)*parts,)](
         table,
         log_eta,
         *candidates,
@@ -273,6 +271,7 @@ def launch_lse(table, rows, candidates, log_eta, scale, in_batch):
         *memory,
         N,
         M,
+        parts,
         per_part,
         table.shape[1]//size,
         candidates.weights.stride(0),
@@ -283,49 +282,75 @@ def launch_lse(table, rows, candidates, log_eta, scale, in_batch):
         BLOCK_N=size,
         BLOCK_M=TILE//size)
     if candidates.share is None: memory[2] = None
-    return join_parts(*memory, parts, rows.own)
-
-def join_parts(tops, sums, shares, parts, own):
-    "Top, sum and share of the mean of rows `(N,)` from those of their parts `(parts*N,)`, and the results."
-    N, total = own.shape[0], torch.empty_like(own)
-    top, z, q = pieces(3, N, own.dtype, own.device)
-    join_kernel[(triton.cdiv(N, 128),)](
-        tops,
-        sums,
-        shares,
-        own,
-        top,
-        z,
-        q,
-        total,
-        N,
-        parts,
-        DTYPE=precision(own),
-        BLOCK=128)
-    return top, z, q, total
+    return join_parts(*memory, parts, rows.own, entries, slope)
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #3cb4d3df
-def launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, sums):
+PIECE_PROGRAMS = 2**14  # 15 times what an H100 holds, so that it is never long without; their sums are 2 MiB of fp32
+
+def piece_size(E, blocks): # E: entries; blocks: of rows
+    "Entries from one cut to the next."
+    return max(LONG.value, triton.next_power_of_2(triton.cdiv(E*blocks, PIECE_PROGRAMS)))
+
+def launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, top):
+    "Sums over the pieces of classes with many entries `(cuts, N)`, or None where no cut is; and how long they are."
+    N, E, size = rows.own.shape[0], len(entries.entry), rows_per_program(table)
+    blocks = triton.cdiv(N, size)
+    piece = piece_size(E, blocks)
+    cuts = (E - 1)//piece
+    if not cuts: return None, piece
+    sums = torch.empty(cuts, table.shape[1], dtype=top.dtype, device=table.device)
+    piece_kernel[(blocks*cuts,)](
+        table,
+        log_eta,
+        *candidates,
+        entries.entry,
+        entries.begin,
+        rows.largest,
+        rows.mean,
+        top,
+        sums,
+        N,
+        cuts,
+        piece,
+        table.shape[1]//size,
+        candidates.weights.stride(0),
+        scale,
+        S=candidates.ids.shape[1],
+        IN_BATCH=in_batch,
+        DTYPE=precision(table),
+        BLOCK_N=size,
+        BLOCK_M=TILE//size//2)
+    return sums, piece
+
+def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, g, each, slope):
     "The gradient `(N, K)`, stored by class, in the precision of the logits."
     K, N, size = table.shape[0], rows.own.shape[0], rows_per_program(table)
+    of_pieces, piece = launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, sums[0])
     block, gradient = TILE//size, empty_gradient(table[:, :N].t(), by_class=True)
     gradient_kernel[(triton.cdiv(N, size)*triton.cdiv(K, block),)](
         table,
         log_eta,
         *candidates,
-        *sorted_entries(candidates.ids, K),
+        entries.entry,
+        entries.begin,
         rows.largest,
         rows.mean,
         *sums,
+        of_pieces,
         *own,
+        g,
+        slope,
         gradient,
         N,
         K,
+        piece,
         table.shape[1]//size,
         candidates.weights.stride(0),
         own.weights.stride(0),
         gradient.stride(1),
+        0 if g is None else g.stride(0),
         scale,
+        each,
         S=candidates.ids.shape[1],
         OWN_S=own.ids.shape[1],
         IN_BATCH=in_batch,
@@ -336,10 +361,16 @@ def launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, sums
     return gradient
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #db943acc
-def bag_sums(logits, candidates, own, log_eta, scale, in_batch, with_grad):
-    "By candidates: no N x M matrix at any size."
+def bag_totals(logits, candidates, own, log_eta, scale, in_batch, beside, with_grad):
+    "By candidates, no N x M matrix at any size: sums, or losses if own ones stand beside; and what the gradient needs."
     rows = row_constants(logits, own, log_eta, scale, mean=candidates.share is not None or own.share is not None)
     table = table_of(logits)
-    *sums, total = launch_lse(table, rows, candidates, log_eta, scale, in_batch)
-    if not with_grad: return total, logits.new_empty(0)
-    return total, launch_gradient(table, rows, candidates, own, log_eta, scale, in_batch, sums)
+    entries = entries_of(candidates.ids, logits.shape[1]) if with_grad else NO_ENTRIES
+    slope = torch.empty_like(rows.own) if beside else None
+    *sums, total = launch_lse(table, rows, candidates, log_eta, scale, in_batch, entries, slope)
+    return total, *([table, *rows, *entries[:3], *sums, slope] if with_grad else [])
+
+def bag_gradient(g, each, left, candidates, own, log_eta, scale, in_batch):
+    "The gradient of rows that count `each` times `g` `(N,)`, or 1, from what `bag_totals` left."
+    table, rows, entries, sums, slope = left[0], Rows(*left[1:5]), Entries(*left[5:8], False), left[8:11], left[11]
+    return launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, g, each, slope)

@@ -30,17 +30,37 @@ import torch
 import triton
 import triton.language as tl
 
-from softnce.contrast.layout import FAR, empty_gradient, in_full
+from softnce.contrast.layout import FAR, empty_gradient, in_full, row_blocks
+from softnce.contrast.operators import NUM_STATS, keeps_graph
 from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, on_its_device,
-                                            online, own_of_row, row_at, row_options, row_part, scores_at, stored)
-from softnce.contrast.triton_pairs import sparse_sums as sparse_sums  # the sums ask this page for all kernels
+                                            online, own_of_row, row_at, row_options, row_part, scores_at, softplus,
+                                            stored)
+from softnce.contrast.triton_pairs import sparse_gradient as sparse_gradient  # the sums ask this page for all kernels
+from softnce.contrast.triton_pairs import sparse_sums as sparse_sums
+from softnce.contrast.triton_pairs import sparse_totals as sparse_totals
+from softnce.targets import without_autocast
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
 @triton.jit
-def inside(s, k, there, i, t, OFFSET, first, OWN_OFFSET, IDS, S:tl.constexpr):
-    "What is in a sum's exponential: `t*s + offset`, at the own class with its own offset; -inf beyond the last class."
+def block_of_row(K, WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    "A program's row, where its block of it begins, and the row's classes."
+    blocks = 1 if ONE else tl.cdiv(K + (WIDE - 1), BLOCK)
+    return (tl.program_id(0)//blocks).to(tl.int64), tl.program_id(0) % blocks*BLOCK, K
+
+@triton.jit
+def log_count(c): return tl.where(c > 0., tl.log(tl.maximum(c, 1.)), FLOOR)  # counts are whole numbers; FLOOR for none
+
+@triton.jit
+def inside(s, k, there, i, t, OFFSET, first, OWN_OFFSET, COUNTS, IDS, S:tl.constexpr, LEFT_OUT:tl.constexpr):
+    """What is in a sum's exponential: `t*s + offset`, -inf beyond the last class; the own class has its own offset.
+
+    With COUNTS the offset is the log of a count, which is less by LEFT_OUT at the own class; by all of it for 0."""
     u = t*s
     if OFFSET is not None: u += tl.load(OFFSET + first + k, mask=there, other=0.)
+    if COUNTS is not None:
+        c = tl.load(COUNTS + k, mask=there, other=0.)
+        if IDS is not None: c = tl.where(k == tl.load(IDS + i*S), c - LEFT_OUT if LEFT_OUT else 0., c)
+        u += log_count(c)
     if OWN_OFFSET is not None: u = tl.where(k == tl.load(IDS + i*S), t*s + tl.load(OWN_OFFSET + i), u)
     return tl.where(there, u, float('-inf'))
 
@@ -53,101 +73,164 @@ def own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S:tl.constexpr, DTYPE:t
         for c in range(S): own += tl.where(k == tl.load(IDS + i*S + c), tl.load(W + i*w_stride + c), 0.)
     return own
 
+# %% ../../nbs/contrast/triton_sums.ipynb #d19527e3
+@triton.jit
+def relative_to(top, l, scale):
+    "The largest logit with those of a block; what scores are relative to, 0 where all are masked; how they have moved."
+    new = tl.maximum(top, tl.max(l, 0))
+    before = tl.where(top == float('-inf'), new, top)
+    moved = tl.where(new == float('-inf'), 0., scale*(before - new))
+    return new, tl.where(new == float('-inf'), 0., new), moved
+
+@triton.jit
+def beside_own(others, i, COUNTS, IDS, IN_BATCH:tl.constexpr):
+    "The loss from the sum over labels of other classes, and its derivative: as many as own labels stand beside it."
+    log_own = tl.log(tl.maximum(tl.load(COUNTS + tl.load(IDS + i)) + (0. if IN_BATCH else 1.), 1.))
+    loss, slope = softplus(others - log_own)
+    return log_own + loss, slope
+
 # %% ../../nbs/contrast/triton_sums.ipynb #0007e64a
-@triton.jit
-def own_of_block(PROBS, there, s):
-    "What a block of a dense target adds to the own score."
-    return tl.sum(tl.load(PROBS, mask=there, other=0.)*tl.where(there, s, 0.), 0)
+STATS = tl.constexpr(NUM_STATS)
 
 @triton.jit
-def store_gradient(row, before, i, K, end, top, top1, z1, top2, z2, share, factor, scale, t1, t2, LOG_ETA, IDS, W,
-                   w_stride, PROBS, OFFSET, next_offset, OWN_OFFSET, GRAD, S:tl.constexpr, TWO:tl.constexpr,
-                   WIDE:tl.constexpr, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
-    "The gradient of a row, from the sums of its classes."
-    for start in range(0, end, BLOCK):
-        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
-        g = t1*tl.exp(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S) - top1)/z1 - share
-        if TWO: g += t2*tl.exp(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S) - top2)/z2
-        g -= own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S, DTYPE)
-        tl.store(GRAD + i*K + k, factor*g, mask=there)
+def store_stats(STATS_OF, i, top, top1, z1, top2, z2, slope):
+    at = STATS_OF + i*STATS
+    tl.store(at, top)
+    tl.store(at + 1, top1)
+    tl.store(at + 2, z1)
+    tl.store(at + 3, top2)
+    tl.store(at + 4, z2)
+    tl.store(at + 5, slope)
 
 @triton.jit
-def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, FACTOR, TOTAL, GRAD, K, stride, w_stride,
+def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, COUNTS, TOTAL, STATS_OF, K, stride, w_stride,
                  next_offset, scale:tl.float64, t1:tl.float64, t2:tl.float64, S:tl.constexpr, TWO:tl.constexpr,
-                 DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
-    "Sum, or gradient, of a row. `K` and `stride` are in units of `ALIGN`, so that loads can be wide; ONE: one block."
+                 IN_BATCH:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr,
+                 BLOCK:tl.constexpr):
+    "Sum of a row. `K` and `stride` are in units of `ALIGN`, so that loads can be wide; ONE: one block."
     i, K = tl.program_id(0).to(tl.int64), K*ALIGN
-    first, end = L + i*stride*ALIGN, BLOCK if ONE else K + (WIDE - 1)
+    end = BLOCK if ONE else K + (WIDE - 1)
     row, before = row_at(L, i*stride*ALIGN, WIDE)
     scale, t1, t2 = exactly(scale, DTYPE), exactly(t1, DTYPE), exactly(t2, DTYPE)
-    top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
     lowest, zero = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
-    top1, z1, top2, z2, sum_s, own = lowest, zero, lowest, zero, zero, zero
+    top, high, top1, z1, top2, z2, sum_s, own, mass = zero, lowest, lowest, zero, lowest, zero, zero, zero, zero
     for start in range(0, end, BLOCK):
-        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
-        if TOTAL is not None:
-            if SHARE is not None: sum_s += tl.sum(tl.where(there, s, 0.), 0)
-            if PROBS is not None: own += own_of_block(PROBS + i*K + k, there, s)
-        top1, z1 = online(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, IDS, S), top1, z1)
-        if TWO: top2, z2 = online(inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, IDS, S), top2, z2)
-    share = tl.full((), 0., DTYPE)
-    if SHARE is not None: share = tl.load(SHARE + i)/K
-    if TOTAL is not None:
-        if PROBS is None: own = own_of_row(first, i, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
-        total = top1 + tl.log(z1) - masked(own + share*sum_s)
-        if TWO: total += top2 + tl.log(z2)
-        tl.store(TOTAL + i, total)
-    if GRAD is not None:
-        factor = scale
-        if FACTOR is not None: factor *= tl.load(FACTOR + i)
-        store_gradient(row, before, i, K, end, top, top1, z1, top2, z2, share, factor, scale, t1, t2, LOG_ETA, IDS, W,
-                       w_stride, PROBS, OFFSET, next_offset, OWN_OFFSET, GRAD, S, TWO, WIDE, DTYPE, BLOCK)
+        k, there, l = row_part(row, before, start, K, WIDE, DTYPE, BLOCK)
+        high, top, moved = relative_to(high, l, scale)
+        s = scores_at(l, k, there, top, scale, LOG_ETA, DTYPE)
+        if SHARE is not None: sum_s += moved*(start - before) + tl.sum(tl.where(there, s, 0.), 0)
+        if PROBS is not None:
+            p = tl.load(PROBS + i*K + k, mask=there, other=0.)
+            own, mass = own + moved*mass + tl.sum(p*tl.where(there, s, 0.), 0), mass + tl.sum(p, 0)
+        top1, z1 = online(inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, COUNTS, IDS, S, 0), top1 + t1*moved, z1)
+        if TWO:
+            u = inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, COUNTS, IDS, S, 0)
+            top2, z2 = online(u, top2 + t2*moved, z2)
+    if PROBS is None: own = own_of_row(L + i*stride*ALIGN, i, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+    if SHARE is not None: own += tl.load(SHARE + i)/K*sum_s
+    total, slope = top1 + tl.log(z1) - masked(own), zero + 1.
+    if TWO: total += top2 + tl.log(z2)
+    if COUNTS is not None: total, slope = beside_own(total, i, COUNTS, IDS, IN_BATCH)
+    tl.store(TOTAL + i, total)
+    if STATS_OF is not None: store_stats(STATS_OF, i, top, top1, z1, top2, z2, slope)
+
+# %% ../../nbs/contrast/triton_sums.ipynb #07ccd595
+@triton.jit
+def class_gradient_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, COUNTS, STATS_OF, G, GRAD, K, stride,
+                          w_stride, next_offset, g_stride, scale:tl.float64, t1:tl.float64, t2:tl.float64,
+                          each:tl.float64, S:tl.constexpr, TWO:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr,
+                          WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    "Gradient of a block of a row, from what its sum left; G times `each` is what the row counts."
+    i, start, K = block_of_row(K*ALIGN, WIDE, ONE, BLOCK)
+    row, before = row_at(L, i*stride*ALIGN, WIDE)
+    scale, t1, t2, at = exactly(scale, DTYPE), exactly(t1, DTYPE), exactly(t2, DTYPE), STATS_OF + i*STATS
+    k, there, s = block_scores(row, before, start, K, tl.load(at), scale, LOG_ETA, WIDE, DTYPE, BLOCK)
+    u = inside(s, k, there, i, t1, OFFSET, 0, OWN_OFFSET, COUNTS, IDS, S, 0)
+    g = t1*tl.exp(u - tl.load(at + 1))/tl.load(at + 2)
+    if TWO:
+        u = inside(s, k, there, i, t2, OFFSET, next_offset, OWN_OFFSET, COUNTS, IDS, S, 0)
+        g += t2*tl.exp(u - tl.load(at + 3))/tl.load(at + 4)
+    if SHARE is not None: g -= tl.load(SHARE + i)/K
+    g -= own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S, DTYPE)
+    factor = scale*exactly(each, DTYPE)*tl.load(G + i*g_stride)*tl.load(at + 5)
+    tl.store(GRAD + i*K + k, factor*g, mask=there)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #f566016c
-def launch_classes(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, factor, total,
-                   gradient):
-    "Sums into `total`, or the gradient into `gradient`, where they are given. ValueError for more than two exponents."
+def piece_options(x):
+    "Constants of a launch in which each program has a block of a row: small ones, as they share nothing."
+    options = row_options(x)
+    block = min(triton.next_power_of_2(x.shape[1] + options['WIDE'] - 1), PIECE)
+    one = x.shape[1] + options['WIDE'] - 1 <= block
+    return options | dict(BLOCK=block, ONE=one, num_warps=max(1, block//256), num_ctas=1, maxnreg=255)
+
+PIECE = 2**11  # estimate: 8 numbers a thread, and several programs on a multiprocessor
+
+def pieces_of_rows(x, options): return (x.shape[0]*triton.cdiv(x.shape[1] + options['WIDE'] - 1, options['BLOCK']),)
+
+def class_arguments(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, counts):
+    "Tensors as the kernels of class sums read them, and numbers by name. ValueError for more than two exponents."
     if len(exponents) not in (1, 2): raise ValueError(f"exponents must be one or two, got {len(exponents)}")
-    two = len(exponents) == 2
-    logits, weights = by_row(logits), by_row(weights)
-    options = row_options(logits, part=2 if two else 1)
+    weights = by_row(weights)
+    given = log_eta, stored(ids), weights, *map(stored, (share, probs, offset, own_offset)), counts
+    return given, dict(w_stride=0 if weights is None else weights.stride(0), t1=exponents[0], t2=exponents[-1],
+                       next_offset=logits.shape[1] if offset is not None and offset.shape[0] > 1 else 0,
+                       S=0 if ids is None else ids.shape[1], TWO=len(exponents) == 2)
+
+@on_its_device
+def class_totals(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale, with_grad,
+                 counts=None, in_batch=False):
+    "Sums `(N,)`, and what their gradient needs of them."
+    logits = by_row(logits)
+    given, numbers = class_arguments(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, counts)
+    total = logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
+    stats, options = total.new_empty(len(total) if with_grad else 0, NUM_STATS), row_options(logits, part=numbers['TWO'] + 1)
     class_kernel[(logits.shape[0],)](
         logits,
-        log_eta,
-        stored(ids),
-        weights,
-        stored(share),
-        stored(probs),
-        stored(offset),
-        stored(own_offset),
-        factor,
+        *given,
         total,
+        stats if with_grad else None,
+        logits.shape[1]//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
+        scale=scale,
+        IN_BATCH=in_batch,
+        **numbers,
+        **options)
+    return total, stats
+
+@on_its_device
+def class_gradient(g, each, stats, logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale,
+                   counts=None, in_batch=False):
+    "The gradient of rows that count `each` times `g` `(N,)`, from what `class_totals` left."
+    logits, gradient, options = by_row(logits), empty_gradient(logits), piece_options(logits)
+    given, numbers = class_arguments(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, counts)
+    class_gradient_kernel[pieces_of_rows(logits, options)](
+        logits,
+        *given,
+        stats,
+        g,
         gradient,
         logits.shape[1]//options['ALIGN'],
         logits.stride(0)//options['ALIGN'],
-        0 if weights is None else weights.stride(0),
-        logits.shape[1] if offset is not None and offset.shape[0] > 1 else 0,
-        scale,
-        exponents[0],
-        exponents[-1],
-        S=0 if ids is None else ids.shape[1],
-        TWO=two,
+        g_stride=g.stride(0),
+        scale=scale,
+        each=each,
+        **numbers,
         **options)
-
-@on_its_device
-def class_sums(logits, *others):
-    "Sums as `class_sums_torch` of `softnce.contrast.sums`, whose arguments but the last it has; no gradient."
-    total = logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
-    launch_classes(logits, *others, None, total, None)
-    return total
-
-@on_its_device
-def class_gradient(logits, *others):
-    "The gradient of the rows' sums; the last argument is what each counts `(N,)`."
-    *others, factor = others
-    gradient = empty_gradient(logits)
-    launch_classes(logits, *others, factor.contiguous(), None, gradient)
     return gradient
+
+def of_counts(logits, ids, weights, counts, log_eta, keep, scale, in_batch):
+    "Arguments of the two above for labels that are counted, before and after their own."
+    return (logits, ids, weights, None, None, None, None, log_eta, [keep], scale), (counts, in_batch)
+
+def count_totals(*inputs):
+    "Losses among labels that are counted `(N,)`, and what their gradient needs of them."
+    given, counted = of_counts(*inputs[:-1])
+    return class_totals(*given, inputs[-1], *counted)
+
+def count_gradient(g, each, stats, *inputs):
+    "The gradient of these."
+    given, counted = of_counts(*inputs)
+    return class_gradient(g, each, stats, *given, *counted)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #07e495fd
 MOST = tl.constexpr(FAR)  # of one class's term: such a term is that of a masked class
@@ -155,11 +238,8 @@ MOST = tl.constexpr(FAR)  # of one class's term: such a term is that of a masked
 @triton.jit
 def pull(a, s, log_z):
     "Of classes with weights `a` and scores `s`: a times the sigmoid of log Z - s, and a log(1 + Z/exp s)."
-    d = log_z - s
-    y = tl.exp(-tl.abs(d))
-    u = 1. + y  # log(1+y) with the digits of y, however small
-    term = tl.where(u == 1., y, y*tl.log(u)/tl.where(u == 1., 1., u - 1.)) + tl.where(d < 0., 0., d)
-    return a/(1. + tl.exp(-d)), a*tl.where(term > MOST, MOST, term)
+    term, slope = softplus(log_z - s)
+    return a*slope, a*tl.where(term > MOST, MOST, term)
 
 @triton.jit
 def spread_of(k, there, i, share, K, PROBS):
@@ -168,17 +248,26 @@ def spread_of(k, there, i, share, K, PROBS):
     return tl.where(there, share/K, 0.)
 
 @triton.jit
-def noise_of_row(row, before, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, WIDE:tl.constexpr,
+def noise_of_row(row, before, i, K, end, scale, LOG_ETA, OFFSET, COUNTS, LABEL, LABEL_OFFSET, WIDE:tl.constexpr,
                  DTYPE:tl.constexpr, BLOCK:tl.constexpr):
-    "Largest score of a row's noise labels, the first class that has it, and the sum."
-    best, z, at = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE), tl.full((), 0, tl.int32)
+    "Largest logit; of a row's noise labels the largest score, its first class, and the others' sum relative to it."
+    top, rest, at = tl.full((), 0., DTYPE), tl.full((), 0., DTYPE), tl.full((), 0, tl.int32)
+    high, best = tl.full((), float('-inf'), DTYPE), tl.full((), float('-inf'), DTYPE)
     for start in range(0, end, BLOCK):
-        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
-        x = inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1)
-        high = tl.max(x, 0)
-        at = tl.where(high > best, tl.min(tl.where(x == high, k, K), 0), at)
-        best, z = online(x, best, z)
-    return best, at, z
+        k, there, l = row_part(row, before, start, K, WIDE, DTYPE, BLOCK)
+        high, top, moved = relative_to(high, l, scale)
+        s = scores_at(l, k, there, top, scale, LOG_ETA, DTYPE)
+        x = inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, COUNTS, LABEL, 1, 1)
+        new, best = tl.max(x, 0), best + moved
+        here = tl.min(tl.where(x == new, k, K), 0)
+        e = tl.exp(x - tl.where(new == float('-inf'), 0., new))  # beyond the last class there is nothing
+        others, smaller = tl.sum(tl.where(k == here, 0., e), 0), tl.exp(-tl.abs(new - best))
+        rest = tl.where(new > best, others + (rest + 1.)*smaller, rest + (others + 1.)*smaller)
+        at, best = tl.where(new > best, here, at), tl.maximum(best, new)
+    return top, best, at, rest
+
+@triton.jit
+def log_of_noise(best, rest): return tl.maximum(best + tl.log(1. + rest), FLOOR/10)  # above a masked class, always
 
 @triton.jit
 def own_pulls(row, i, at, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.constexpr, DTYPE:tl.constexpr):
@@ -203,70 +292,113 @@ def own_pull_of(k, row, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S:tl.co
             pulls += tl.where(k == own, pull(tl.load(W + i*w_stride + c), s, log_z)[0], 0.)
     return pulls
 
+@triton.jit
+def as_float(k, DTYPE:tl.constexpr):
+    "An integer of 32 bits in the memory of a float."
+    return k.to(tl.float64) if DTYPE == tl.float64 else k.to(tl.float32, bitcast=True)
+
+@triton.jit
+def as_integer(x, DTYPE:tl.constexpr):
+    "The integer of `as_float`."
+    return x.to(tl.int32) if DTYPE == tl.float64 else x.to(tl.int32, bitcast=True)
+
 # %% ../../nbs/contrast/triton_sums.ipynb #e81b451e
 @triton.jit
-def expected_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, LABEL, LABEL_OFFSET, TOTAL, GRAD, K, stride, w_stride,
-                    scale:tl.float64, S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr,
-                    ONE:tl.constexpr, BLOCK:tl.constexpr):
-    "Loss and gradient of a row."
+def expected_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, COUNTS, LABEL, LABEL_OFFSET, TOTAL, STATS_OF, K, stride,
+                    w_stride, scale:tl.float64, S:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr,
+                    WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    "Loss of a row; the noise in one pass, and a target on every class in another."
     i, K, scale = tl.program_id(0).to(tl.int64), K*ALIGN, exactly(scale, DTYPE)
-    first, end, share = L + i*stride*ALIGN, BLOCK if ONE else K + (WIDE - 1), tl.full((), 0., DTYPE)
+    first, end = L + i*stride*ALIGN, BLOCK if ONE else K + (WIDE - 1)
     row, before = row_at(L, i*stride*ALIGN, WIDE)
-    if SHARE is not None: share = tl.load(SHARE + i)
-    top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
-    best, at, z = noise_of_row(row, before, i, K, end, top, scale, LOG_ETA, OFFSET, LABEL, LABEL_OFFSET, WIDE, DTYPE,
-                               BLOCK)
-    log_z = tl.maximum(best + tl.log(z), FLOOR/10)  # above a masked class, also without noise
+    top, best, at, others = noise_of_row(row, before, i, K, end, scale, LOG_ETA, OFFSET, COUNTS, LABEL, LABEL_OFFSET,
+                                         WIDE, DTYPE, BLOCK)
+    log_z = log_of_noise(best, others)
     loss, at_top, rest = own_pulls(first, i, at, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
-    others = tl.full((), 0., DTYPE)
-    for start in range(0, end, BLOCK):
-        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
-        p, term = pull(spread_of(k, there, i, share, K, PROBS), s, log_z)
-        loss, at_top = loss + tl.sum(tl.where(there, term, 0.), 0), at_top + tl.sum(tl.where(k == at, p, 0.), 0)
-        rest += tl.sum(tl.where(there & (k != at), p, 0.), 0)
-        q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1) - best)/z
-        others += tl.sum(tl.where(k == at, 0., q), 0)
-    if GRAD is not None:
+    if SHARE is not None or PROBS is not None:
+        share = tl.full((), 0., DTYPE)
+        if SHARE is not None: share = tl.load(SHARE + i)
         for start in range(0, end, BLOCK):
             k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
-            q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, LABEL, 1) - best)/z
-            g = q*(at_top + rest) - pull(spread_of(k, there, i, share, K, PROBS), s, log_z)[0]
-            g -= own_pull_of(k, first, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
-            tl.store(GRAD + i*K + k, scale*tl.where(k == at, q*rest - at_top*others, g), mask=there)
+            p, term = pull(spread_of(k, there, i, share, K, PROBS), s, log_z)
+            loss, at_top = loss + tl.sum(tl.where(there, term, 0.), 0), at_top + tl.sum(tl.where(k == at, p, 0.), 0)
+            rest += tl.sum(tl.where(there & (k != at), p, 0.), 0)
     tl.store(TOTAL + i, tl.where(loss > 1e20, float('inf'), loss))
+    if STATS_OF is not None: store_stats(STATS_OF, i, top, best, others, as_float(at, DTYPE), at_top, rest)
+
+@triton.jit
+def expected_gradient_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, COUNTS, LABEL, LABEL_OFFSET, STATS_OF, G, GRAD, K,
+                             stride, w_stride, g_stride, scale:tl.float64, each:tl.float64, S:tl.constexpr,
+                             DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr,
+                             BLOCK:tl.constexpr):
+    "Gradient of a block of a row, from what its sum left; G times `each` is what the row counts."
+    i, start, K = block_of_row(K*ALIGN, WIDE, ONE, BLOCK)
+    first, scale, stats, share = L + i*stride*ALIGN, exactly(scale, DTYPE), STATS_OF + i*STATS, tl.full((), 0., DTYPE)
+    row, before = row_at(L, i*stride*ALIGN, WIDE)
+    if SHARE is not None: share = tl.load(SHARE + i)
+    top, best, others, at = tl.load(stats), tl.load(stats + 1), tl.load(stats + 2), as_integer(tl.load(stats + 3), DTYPE)
+    at_top, rest, log_z = tl.load(stats + 4), tl.load(stats + 5), log_of_noise(best, others)
+    k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
+    q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, COUNTS, LABEL, 1, 1) - best)/(1. + others)
+    g = q*(at_top + rest) - own_pull_of(k, first, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
+    if SHARE is not None or PROBS is not None: g -= pull(spread_of(k, there, i, share, K, PROBS), s, log_z)[0]
+    g = tl.where(k == at, (rest - at_top*others)/(1. + others), g)
+    tl.store(GRAD + i*K + k, scale*exactly(each, DTYPE)*tl.load(G + i*g_stride)*g, mask=there)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e2df995e
+def expected_arguments(ids, weights, share, probs, offset, label, label_offset, log_eta, counts):
+    "Tensors as the kernels of expected sums read them, and numbers by name."
+    weights = by_row(weights)
+    given = log_eta, stored(ids), weights, *map(stored, (share, probs, offset, counts, label, label_offset))
+    return given, dict(w_stride=0 if weights is None else weights.stride(0), S=0 if ids is None else ids.shape[1])
+
 @on_its_device
-def expected_sums(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, with_grad):
-    "Losses and gradient as `expected_sums_torch` of `softnce.contrast.expected_sums`."
-    (n, K), full, logits, weights = logits.shape, in_full(logits.dtype), by_row(logits), by_row(weights)
-    total, gradient = logits.new_empty(n, dtype=full), empty_gradient(logits) if with_grad else logits.new_empty(0)
-    options = row_options(logits, part=2)
-    expected_kernel[(n,)](
+def expected_totals(logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale, counts, with_grad):
+    "Losses `(N,)`, and what their gradient needs of them."
+    logits, options = by_row(logits), row_options(logits, part=2)
+    given, numbers = expected_arguments(ids, weights, share, probs, offset, label, label_offset, log_eta, counts)
+    total = logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
+    stats = total.new_empty(len(total) if with_grad else 0, NUM_STATS)
+    expected_kernel[(logits.shape[0],)](
         logits,
-        log_eta,
-        stored(ids),
-        weights,
-        stored(share),
-        stored(probs),
-        stored(offset),
-        stored(label),
-        stored(label_offset),
+        *given,
         total,
-        gradient if with_grad else None,
-        K//options['ALIGN'],
+        stats if with_grad else None,
+        logits.shape[1]//options['ALIGN'],
         logits.stride(0)//options['ALIGN'],
-        0 if weights is None else weights.stride(0),
-        scale,
-        S=0 if ids is None else ids.shape[1],
+        scale=scale,
+        **numbers,
         **options)
-    return total, gradient
+    return total, stats
+
+@on_its_device
+def expected_gradient(g, each, stats, logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale,
+                      counts):
+    "The gradient of rows that count `each` times `g` `(N,)`, from what `expected_totals` left."
+    logits, gradient, options = by_row(logits), empty_gradient(logits), piece_options(logits)
+    given, numbers = expected_arguments(ids, weights, share, probs, offset, label, label_offset, log_eta, counts)
+    expected_gradient_kernel[pieces_of_rows(logits, options)](
+        logits,
+        *given,
+        stats,
+        g,
+        gradient,
+        logits.shape[1]//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
+        g_stride=g.stride(0),
+        scale=scale,
+        each=each,
+        **numbers,
+        **options)
+    return gradient
 
 # %% ../../nbs/contrast/triton_sums.ipynb #727b780a
 @triton.jit(do_not_specialize=['M', 'start'])
-def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr,
-                   ONE:tl.constexpr, BLOCK:tl.constexpr):
-    "Sum of a row of a block without its own candidate, `start` + row; the row becomes its probabilities, and -1 there."
+def softmax_kernel(U, TOTAL, M, start, scale:tl.float64, HAS_OWN:tl.constexpr, BESIDE:tl.constexpr, DTYPE:tl.constexpr,
+                   ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    """Sum of a row of a block without its own candidate, `start` + row; the row becomes its probabilities, and -1 there.
+
+    BESIDE: the loss log(1 + exp sum), and the row times its derivative and `scale`."""
     i, M = tl.program_id(0).to(tl.int64), M*ALIGN
     first, end = U + i*M, BLOCK if ONE else M + (WIDE - 1)
     row, before = row_at(U, i*M, WIDE)
@@ -277,25 +409,83 @@ def softmax_kernel(U, TOTAL, M, start, HAS_OWN:tl.constexpr, DTYPE:tl.constexpr,
         m, there, u = row_part(row, before, at, M, WIDE, DTYPE, BLOCK)
         if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
         top, z = online(u, top, z)
+    total, factor = tl.log(z) + (top - own), tl.full((), 1., DTYPE)
+    if BESIDE:
+        total, factor = softplus(total)
+        factor *= exactly(scale, DTYPE)
     for at in range(0, end, BLOCK):
         m, there, u = row_part(row, before, at, M, WIDE, DTYPE, BLOCK)
         if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
         p = tl.exp(u - top)/z
         if HAS_OWN: p = tl.where(m == start + i, -1., p)
-        tl.store(first + m, p, mask=there)
-    tl.store(TOTAL + i, tl.log(z) + (top - own))
+        tl.store(first + m, factor*p, mask=there)
+    tl.store(TOTAL + i, total)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #ed2ecf9a
+def launch_softmax(u, total, start, beside=False, scale=1.):
+    "Probabilities in place of a contiguous block `(n, M)` of scores, and sums."
+    options = row_options(u)
+    softmax_kernel[(u.shape[0],)](
+        u,
+        total,
+        u.shape[1]//options['ALIGN'],
+        start or 0,
+        scale,
+        HAS_OWN=start is not None,
+        BESIDE=beside,
+        **options)
+
 @on_its_device
 def softmax_without_own(u, start):
     "What `softmax_without_own` of `softnce.contrast.sums` computes, of a contiguous block `(n, M)` of scores."
-    n, M = u.shape
-    total, options = u.new_empty(n), row_options(u)
-    softmax_kernel[(n,)](
-        u,
-        total,
-        M//options['ALIGN'],
-        start or 0,
-        HAS_OWN=start is not None,
-        **options)
+    total = u.new_empty(u.shape[0])
+    launch_softmax(u, total, start)
     return total
+
+# %% ../../nbs/contrast/triton_sums.ipynb #8d3d376c
+@triton.jit
+def centre_kernel(L, LOG_ETA, OUT, K, stride, scale:tl.float64, DTYPE:tl.constexpr, ALIGN:tl.constexpr,
+                  WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
+    "Scores of a row, as `layout.centred`."
+    i, K, scale = tl.program_id(0).to(tl.int64), K*ALIGN, exactly(scale, DTYPE)
+    end = BLOCK if ONE else K + (WIDE - 1)
+    row, before = row_at(L, i*stride*ALIGN, WIDE)
+    top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
+    for start in range(0, end, BLOCK):
+        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
+        tl.store(OUT + i*K + k, s, mask=there)
+
+def centred_rows(logits, log_eta, scale):
+    "Scores `(n, K)` in full precision."
+    scores, options = logits.new_empty(*logits.shape, dtype=in_full(logits.dtype)), row_options(logits)
+    centre_kernel[(logits.shape[0],)](
+        logits,
+        log_eta,
+        scores,
+        logits.shape[1]//options['ALIGN'],
+        logits.stride(0)//options['ALIGN'],
+        scale,
+        **options)
+    return scores
+
+PRODUCT = 2**21  # candidate scores of a block: 8 MiB of fp32, in a card's cache between the products
+
+@on_its_device
+def dense_totals(logits, probs, shift, log_eta, scale, num_rows, with_grad):
+    "Losses among dense targets of the batch, `num_rows` at a time or as many as are cheap, and their gradient."
+    logits, total = by_row(logits), logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
+    gradient = empty_gradient(logits) if with_grad else logits.new_empty(0)
+    with without_autocast(logits):
+        for r in row_blocks(len(logits), len(probs), num_rows*len(probs) or PRODUCT):
+            s = centred_rows(logits[r], log_eta, scale)
+            u = s @ probs.T if shift is None else torch.addmm(shift, s, probs.T)
+            launch_softmax(u, total[r], r.start, True, scale)
+            if not with_grad: continue
+            if gradient.dtype == u.dtype: torch.mm(u, probs, out=gradient[r])
+            else: gradient[r] = u @ probs
+    return total, gradient
+
+def dense_gradient(g, each, gradient, *inputs):
+    "The gradient of rows that count `each` times `g`; a card rounds to 16 bits as it writes."
+    g = (g if each == 1 else each*g)[:, None]
+    return (g*gradient).to(gradient.dtype) if keeps_graph() else gradient.mul_(g)

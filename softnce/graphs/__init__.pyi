@@ -15,7 +15,6 @@ from .tissue import make_tissue as make_tissue
 from . import models as models
 from .models import DeeperGCN as DeeperGCN
 from .models import GCN as GCN
-from . import augment as augment
 from .augment import AddEdges as AddEdges
 from .augment import AddNoise as AddNoise
 from .augment import DropEdges as DropEdges
@@ -23,3 +22,4 @@ from .augment import DropFeatures as DropFeatures
 from .augment import GraphBatches as GraphBatches
 from .augment import MaskColumns as MaskColumns
 from .augment import RandomBasis as RandomBasis
+from .augment import augment as augment

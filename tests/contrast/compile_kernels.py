@@ -37,7 +37,7 @@ COLUMNS = ['capability', 'case', 'launch', 'kernel', 'warps', 'registers', 'spil
            'mib', 'floor_mib', 'overflows', 'floats', 'tensor_cores', 'wide', 'triton']
 NO_LAUNCH = {'promote_types', 'empty', 'empty_like', 'new_empty', 'view', '_unsafe_view', 'as_strided', 't',
              'transpose', 'slice', 'select', 'expand', 'unbind', 'unsqueeze', 'squeeze', 'detach', 'alias',
-             'empty_strided'}
+             'empty_strided', 'permute', 'diagonal'}
 MULTIPROCESSORS = 132  # of an H100
 
 
@@ -84,33 +84,67 @@ def class_case(dtype, K, S=2, two=False, own=False, probs=False, eta=True, grad=
     make = Maker(dtype, device)
     ids, w = (None, None) if probs else (make.ids(N, S), make.full(N, S))
     offset = make.full(1, K) if own or two else None
-    return Case(sums_and_gradient if grad else triton_sums.class_sums, make.logits(N, K), ids, w, make.full(N),
-                make.full(N, K) if probs else None, offset, make.full(N) if own else None,
-                make.full(K) if eta else None, [.3, .6] if two else [1.], .5, classes=K)
+    return Case(class_sums_and_gradient if grad else lambda *args: triton_sums.class_totals(*args, False),
+                make.logits(N, K), ids, w, make.full(N), make.full(N, K) if probs else None, offset,
+                make.full(N) if own else None, make.full(K) if eta else None, [.3, .6] if two else [1.], .5, classes=K)
 
 
-def sums_and_gradient(*args): triton_sums.class_gradient(*args, triton_sums.class_sums(*args))
+def class_sums_and_gradient(*args):
+    total, stats = triton_sums.class_totals(*args, True)
+    triton_sums.class_gradient(total, 1., stats, *args)
 
 
-def expected_case(dtype, K, S=2, probs=False, N=8192, device='meta'):
+def counted_case(dtype, K, N=8192, device='meta'):
+    make = Maker(dtype, device)
+    return Case(counts_and_gradient, make.logits(N, K), make.ids(N, 1), make.full(N, 1), make.full(K), make.full(K), 1.,
+                .5, True, classes=K)
+
+
+def counts_and_gradient(*args):
+    total, stats = triton_sums.count_totals(*args, True)
+    triton_sums.count_gradient(total, 1., stats, *args)
+
+
+def expected_case(dtype, K, S=2, probs=False, counts=False, N=8192, device='meta'):
     make = Maker(dtype, device)
     ids, like = None if probs else make.ids(N, S), make.full(N)
-    return Case(triton_sums.expected_sums, make.logits(N, K), ids, None if probs else make.full(N, S),
-                None if probs else like, make.full(N, K) if probs else None, make.full(1, K), make.ids(N), like,
-                make.full(K), .5, True, classes=K)
+    return Case(expected_sums_and_gradient, make.logits(N, K), ids, None if probs else make.full(N, S),
+                None if probs or counts else like, make.full(N, K) if probs else None,
+                None if counts else make.full(1, K), make.ids(N), None if counts else like, make.full(K), .5,
+                make.full(K) if counts else None, classes=K)
+
+
+def expected_sums_and_gradient(*args):
+    total, stats = triton_sums.expected_totals(*args, True)
+    triton_sums.expected_gradient(total, 1., stats, *args)
 
 
 def sparse_case(dtype, K, S=2, M=None, one=False, share=False, eta=False, grad=True, N=8192, device='meta'):
     M, make = M or N, Maker(dtype, device)
     ids, w = make.ids(M, S), make.full(1 if one else M, S).expand(M, S)
     share = make.full(M) if share else None
-    return Case(triton_sums.sparse_sums, make.logits(N, K), ids, w, share, ids[:N], w[:N],
-                None if share is None else share[:N], make.full(K) if eta else None, .5, True, one, 0, grad,
-                classes=K, entries=M*S)
+    return Case(losses_and_gradient if grad else lambda *args: triton_sums.sparse_totals(*args, False),
+                make.logits(N, K), ids, w, share, ids[:N], w[:N], None if share is None else share[:N],
+                make.full(K) if eta else None, .5, True, one, 0, True, classes=K, entries=M*S)
+
+
+def losses_and_gradient(*args):
+    total, *left = triton_sums.sparse_totals(*args, True)
+    triton_sums.sparse_gradient(total, 1., *left, *args)
 
 
 def product_case(dtype, M, N=8192, device='meta'):
     return Case(triton_sums.softmax_without_own, Maker(dtype, device).logits(N, M), 0)
+
+
+def dense_case(dtype, K, N=1024, device='meta'):
+    make = Maker(dtype, device)
+    return Case(dense_losses_and_gradient, make.logits(N, K), make.full(N, K), None, make.full(K), .5, 0)
+
+
+def dense_losses_and_gradient(*args):
+    total, gradient = triton_sums.dense_totals(*args, True)
+    triton_sums.dense_gradient(total, 1., gradient, *args)
 
 
 NAMES = {BF16: 'bf16', F16: 'fp16', F32: 'fp32', F64: 'fp64'}
@@ -137,6 +171,9 @@ add('classes', class_case, F32, 1000, 'no gradient', grad=False)
 for dtype, K in [(F32, 1000), (F32, 8192), (F32, 100_000), (F64, 1000), (F64, 2048)]:
     add('drawn labels', expected_case, dtype, K)
 add('drawn labels', expected_case, BF16, 1000, 'dense', probs=True)
+for dtype, K in [(F32, 1000), (BF16, 1000), (F32, 100_000)]:
+    add('hard labels', counted_case, dtype, K)
+    add('drawn labels', expected_case, dtype, K, 'counts', counts=True)
 add('pairs', sparse_case, F32, 100, M=8192, one=True)
 add('pairs', sparse_case, F32, 1000, M=20_000, one=True)
 add('pairs', sparse_case, BF16, 1000, 'log eta', M=20_000, one=True, eta=True)
@@ -147,6 +184,8 @@ add('candidates', sparse_case, F32, 1000, 'N=64', N=64)
 add('candidates', sparse_case, F32, 21841, 'no gradient', grad=False)
 for dtype, M in [(F32, 1000), (F32, 1001), (F32, 32768), (F32, 40_000), (F32, 100_000), (F64, 4096), (F64, 100_000)]:
     add('product', product_case, dtype, M)
+for dtype, K in [(F32, 1000), (BF16, 1000), (F32, 100_000), (F64, 1000)]:
+    add('dense', dense_case, dtype, K)
 # N x K = 2**33: where 32 bits would not do
 for K in (2**10, 2**18):
     N = 2**33//K

@@ -151,6 +151,7 @@ class Ranges:
             return start, end - 1
         if op == 'arith.select': return self.joined(values[1], values[2])
         if op in ('arith.extui', 'arith.trunci'): return values[0]
+        if op in ('tt.bitcast', 'arith.fptosi'): return -2**(BITS[element] - 1), 2**(BITS[element] - 1) - 1  # any
         a, b = values
         if op == 'arith.addi': return a[0] + b[0], a[1] + b[1]
         if op == 'arith.subi': return a[0] - b[1], a[1] - b[0]

@@ -26,7 +26,7 @@ import test_sums
 from literal_sums import F64, INF
 from softnce import soft_target_info_nce
 from softnce.losses import expected_info_nce
-from softnce.contrast import set_backend, triton_candidates, triton_pairs, triton_sums
+from softnce.contrast import set_backend, triton_candidates, triton_common, triton_pairs, triton_sums
 from softnce.contrast.expected_sums import expected_sums, expected_sums_torch
 from softnce.contrast.layout import by_class
 from softnce.contrast.sums import class_sums, product_sums, sparse_sums
@@ -153,7 +153,9 @@ def test_expected_sums_of_long_rows_masked_classes_and_sure_rows(scale, dtype):
     counts[::7] = 1.
     ids, w = torch.stack([y, y-1], 1), torch.tensor([[.9, .1]], dtype=dtype).expand(3, 2)
     args = [to(v, dtype) for v in (x, ids, w, None, None, counts.log().clamp(min=-1e37)[None], None, None, None)]
-    for a, b in zip(triton_sums.expected_sums(*args, 1., True), expected_sums_torch(*args, 1., True)):
+    total, stats = triton_sums.expected_totals(*args, 1., None, True)
+    found = total, triton_sums.expected_gradient(total.new_ones(3), 1., stats, *args, 1., None)
+    for a, b in zip(found, expected_sums_torch(*args, 1., None, True)):
         torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype]['rtol'], atol=1e-30)
 
 
@@ -201,12 +203,80 @@ def test_many_candidates_of_a_class_and_of_a_row(one_weight):
                     lambda x: o.sums_over_candidates(x, candidates, candidates, in_batch), x)
 
 
-@pytest.mark.parametrize('M, S, K', [(1, 1, 1), (40, 3, 7), (300, 2, 5)])
+@pytest.mark.parametrize('M, S, K', [(1, 1, 1), (40, 3, 7), (300, 2, 5), (5, 1, 400)])
+@pytest.mark.parametrize('N', [0, 3])
 @pytest.mark.parametrize('comparisons', [0, 2**25])
-def test_sorted_entries(M, S, K, comparisons, monkeypatch):
-    monkeypatch.setattr(triton_candidates, 'COMPARISONS', comparisons)
-    ids = o.classes(K, M, S).to(DEVICE)
-    for a, b in zip(triton_candidates.sorted_entries(ids, K), by_class(ids, K)): assert torch.equal(a, b)
+def test_entries_are_ordered_beside_the_joined_parts(N, M, S, K, comparisons, monkeypatch):
+    monkeypatch.setattr(triton_common, 'COMPARISONS', comparisons)
+    ids, own = o.classes(K, M, S).to(DEVICE), to(o.normal(N, seed=1), F64)
+    tops, sums = to(o.normal(2, N, seed=2), F64), to(o.uniform(2, N, seed=3), F64)
+    entries = triton_common.entries_of(ids, K)
+    assert entries.sorted == (comparisons == 0)
+    *_, total = triton_common.join_parts(tops.flatten(), sums.flatten(), None, 2, own, entries)
+    for a, b in zip(entries[1:3], by_class(ids, K)): assert torch.equal(a, b)
+    torch.testing.assert_close(total, (tops + sums.log()).logsumexp(0) - own, rtol=1e-12, atol=1e-12)
+
+
+FREQUENT = [300, 0, 64, 65, 1, 128, 129, 200, 3]  # entries of each class
+
+
+def frequent_classes(S=2):
+    "Candidates that name some classes often; logits in which each class counts."
+    ids = torch.cat([torch.full((n,), k) for k, n in enumerate(FREQUENT)])
+    ids = ids[torch.randperm(len(ids), generator=o.generator(3))]
+    ids = ids[:len(ids)//S*S].reshape(-1, S)
+    return o.normal(3, len(FREQUENT)), ids, o.uniform(len(ids), S, seed=2)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('programs', [1, 4, 2**14])  # one piece; some classes cut and others long without a cut; 64
+@pytest.mark.parametrize('in_batch, with_share', [(True, False), (False, True)])
+def test_pieces_of_frequent_classes(dtype, programs, in_batch, with_share, monkeypatch):
+    monkeypatch.setattr(triton_candidates, 'PIECE_PROGRAMS', programs)
+    x, ids, w = frequent_classes()
+    share = o.uniform(len(ids), seed=4) if with_share else None
+    candidates = [o.target(ids[m], w[m], share[m] if with_share else 0., len(FREQUENT)) for m in range(len(ids))]
+    ids, w, share = to(ids, dtype), to(w, full(dtype)), None if share is None else to(share, full(dtype))
+    own = ids[:3], w[:3]
+    assert_same(lambda x: sparse_sums(x, ids, w, *own, share=share, own_share=share[:3] if with_share else None,
+                                      in_batch=in_batch, scale=.7),
+                lambda x: o.sums_over_candidates(x, candidates, candidates[:3], in_batch, scale=.7), x, dtype=dtype)
+
+
+@pytest.mark.parametrize('programs, piece, cuts', [(1, 1024, 0), (4, 256, 3), (2**14, 64, 13)])
+def test_no_program_adds_up_more_than_a_piece(programs, piece, cuts, monkeypatch):
+    "Each class with a cut inside is in pieces of at most twice the length, of which nothing is left out."
+    monkeypatch.setattr(triton_candidates, 'PIECE_PROGRAMS', programs)
+    E = sum(FREQUENT)
+    assert triton_candidates.piece_size(E, 1) == piece and (E - 1)//piece == cuts
+    begin = torch.tensor([0, *FREQUENT]).cumsum(0).tolist()
+    for first, last in zip(begin, begin[1:]):
+        inside = [c for c in range(piece, E, piece) if first < c < last]
+        long_without = last - first > 64 and not inside
+        assert not long_without or last - first <= piece
+
+
+def test_pieces_give_the_same_bits_every_time_and_have_a_gradient_to_check():
+    x, ids, w = frequent_classes()
+    ids, w = to(ids, F64), to(w/w.sum(1, keepdim=True), F64)  # else the row's largest does not cancel
+    def rows(x): return sparse_sums(x, ids, w, ids[:3], w[:3])
+    with set_backend('triton'):
+        assert torch.equal(o.value_and_gradients(rows, to(x, F64))[1], o.value_and_gradients(rows, to(x, F64))[1])
+        assert torch.autograd.gradcheck(rows, to(x, F64).requires_grad_())
+
+
+@pytest.mark.parametrize('M', [1, 130, 1000])
+@pytest.mark.parametrize('cache', [2**6, 2**30])
+def test_parts_of_candidates_fit_the_cache(M, cache, monkeypatch):
+    "More parts, so that fewer rows are worked on at once; the sums stay what they are."
+    monkeypatch.setattr(triton_candidates, 'cache_bytes', lambda x: cache)
+    x, ids, w = o.sparse_case(1, M, 5, 2, False)
+    size = triton_candidates.candidates_of_part(to(torch.zeros(5, 32), F32), M)
+    assert size % 64 == 0 and (size == 128 if cache == 2**6 and M > 128 else size >= min(M, 64))
+    candidates = [o.target(ids[m], w[m], 0., 5) for m in range(M)]
+    rows = to(ids, F64), to(w, F64)
+    assert_same(lambda x: sparse_sums(x, *rows, rows[0][:1], rows[1][:1], in_batch=False),
+                lambda x: o.sums_over_candidates(x, candidates, candidates, False), x)
 
 
 @pytest.mark.filterwarnings('ignore:.* encountered in .*:RuntimeWarning')  # NumPy's, of the sums that are done again
@@ -402,7 +472,8 @@ def test_offsets_beyond_two_to_the_31(monkeypatch, tmp_path):
     def everything(x, one_weight):
         own = rows[0][:3], rows[1][:3]
         classes = x, *own, None, None, None, None, None, [1.], 1.
-        return (triton_sums.class_sums(*classes), triton_sums.class_gradient(*classes, torch.ones(3)),
+        total, stats = triton_sums.class_totals(*classes, True)
+        return (total, triton_sums.class_gradient(torch.ones(3), 1., stats, *classes),
                 *triton_sums.sparse_sums(x, *rows, None, *own, None, None, 1., True, one_weight, 0, True))
     for one_weight in (False, True):  # by candidates, and by pairs
         for a, b in zip(everything(x, one_weight), everything(far, one_weight)): assert torch.equal(a, b)
@@ -416,7 +487,7 @@ def test_launches_go_to_the_device_of_the_tensors(monkeypatch):
         def __exit__(self, *exc): pass
     monkeypatch.setattr(torch.cuda, 'device_of', Recorder)
     x, ids, w = (to(v, F64) for v in o.sparse_case(2, 5, 3, 2, False))
-    triton_sums.class_sums(x, ids[:2], w[:2], None, None, None, None, None, [1.], 1.)
+    triton_sums.class_totals(x, ids[:2], w[:2], None, None, None, None, None, [1.], 1., False)
     triton_sums.sparse_sums(x, ids, w, None, ids[:2], w[:2], None, None, 1., True, False, 0, True)
     triton_sums.softmax_without_own(x, None)
     assert len(entered) == 3 and all(e is x for e in entered)
@@ -432,7 +503,7 @@ def compiled(which, tmp_path):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-KERNELS = {name for module in (triton_sums, triton_candidates, triton_pairs) for name in vars(module)
+KERNELS = {name for module in (triton_common, triton_sums, triton_candidates, triton_pairs) for name in vars(module)
            if name.endswith('_kernel')}
 SHARED = {80: 163*1024, 90: 227*1024, 100: 227*1024}  # bytes of a program, by compute capability
 LEDGER = Path(__file__).parents[2]/'results'/'kernels.csv'
@@ -450,8 +521,7 @@ def check_launches(rows, capability):
     assert set(narrow) <= {'classes, bf16, K=10'}, narrow  # 20 bytes a row
     launches = Counter(row['case'] for row in rows)
     assert all(n <= 2 for case, n in launches.items() if re.match('(far: )?(classes|drawn|product)', case))
-    by_sort = {case for case in launches if re.match('(far: )?candidates', case) and 'N=64' not in case}
-    assert all(n <= (9 if case in by_sort else 8) for case, n in launches.items())  # many entries: PyTorch's sort
+    assert all(n <= (6 if 'N=64' in case else 7) for case, n in launches.items())  # many entries: PyTorch's sort
 
 
 def check_bytes(rows, capability):
@@ -480,7 +550,8 @@ def test_every_kernel_compiles_for_a_card(capability, tmp_path):
 def test_no_batch_size_is_compiled_for_anew(tmp_path):
     "But for where a launcher chooses otherwise: by pairs a kernel is used in two ways, and a gradient is another."
     binaries, = compiled('sizes', tmp_path)
-    assert binaries == {name: 2 if name in ('pair_kernel', 'rows_kernel', 'class_kernel') else 1 for name in KERNELS}
+    assert binaries == {name: 2 if name in ('pair_kernel', 'rows_kernel', 'class_kernel', 'join_kernel') else 1
+                        for name in KERNELS}
 
 
 # ---------------------------------------------------------------- the intervals of the compile check

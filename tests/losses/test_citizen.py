@@ -10,8 +10,9 @@ from torch._subclasses import FakeTensorMode
 
 from softnce import (NLL, ClosedForm, ExpectedInfoNCE, Fresh, InfoNCE, Queue, SoftDistributionInfoNCE,
                      SoftTargetCrossEntropy, SoftTargetInfoNCE, SparseTargets, empirical_noise, expected_info_nce,
-                     info_nce, mix, nll, smooth, soft_distribution_info_nce, soft_target_cross_entropy,
-                     soft_target_info_nce, uniform_noise)
+                     info_nce, linear_expected_info_nce, linear_soft_target_cross_entropy,
+                     linear_soft_target_info_nce, mix, nll, smooth, soft_distribution_info_nce,
+                     soft_target_cross_entropy, soft_target_info_nce, uniform_noise)
 from softnce.distributed import micro_batch_noise
 from softnce.noise import warn_alone
 from softnce.peers import (BinaryCrossEntropy, ContinuousCategoricalNLL, Distillation,
@@ -191,3 +192,49 @@ def test_numbers_and_tensors_mix_alike():
                 assert a.dtype == b.dtype
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
     assert mix(TARGETS['one class'], 1).weights.tolist() == [[1., 0.]]*N
+
+
+# ---------------------------------------------------------------- where autocast is not known
+LINEAR = [linear_soft_target_cross_entropy, linear_soft_target_info_nce, linear_expected_info_nce]
+
+
+@pytest.mark.parametrize('kind', TARGETS)
+@pytest.mark.parametrize('loss', LINEAR)
+@pytest.mark.parametrize('reduction, options', [
+    ('mean', {}), ('none', {}), ('sum', {'bias': True}), ('mean', {'class_weight': True, 'label_smoothing': .1}),
+    ('mean', {'noise_samples': ClosedForm()}), ('mean', {'noise_samples': Fresh(3)}),
+    ('none', {'noise_samples': IDS[:2], 'noise_probs': True})])
+def test_linear_forms_on_the_meta_device(loss, kind, reduction, options):
+    if loss is linear_soft_target_cross_entropy and options.keys() & {'noise_samples', 'noise_probs'}: return
+    z, w = (torch.empty(n, 3, device='meta', requires_grad=True) for n in (N, K))
+    vectors = dict(bias=torch.zeros(K), class_weight=torch.ones(K), noise_probs=torch.full((K,), 1/K))
+    given = {k: vectors[k] if v is True else v for k, v in options.items()}
+    given = {k: v.to('meta') if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    value = loss(z, w, TARGETS[kind].to('meta'), reduction=reduction, **given)
+    assert value.is_meta and value.shape == ((N,) if reduction == 'none' else ())
+    value.sum().backward()
+    assert z.grad.shape == z.shape and w.grad.shape == w.shape and w.grad.is_meta
+
+
+@pytest.mark.parametrize('kind', TARGETS)
+def test_class_weights_and_pairs_of_rows_on_the_meta_device(kind):
+    x, t = torch.empty(N, K, device='meta', requires_grad=True), TARGETS[kind].to('meta')
+    weight = torch.ones(K, device='meta')
+    for loss in (SoftTargetCrossEntropy(weight=weight), SoftTargetInfoNCE(weight=weight), BinaryCrossEntropy(),
+                 SoftInfoNCE(), GeneralizedSupervisedContrastive()):
+        value = loss(x, t)
+        assert value.is_meta and value.shape == ()
+        assert torch.autograd.grad(value, x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize('loss', LINEAR)
+def test_linear_forms_keep_their_precision_inside_autocast(loss):
+    g = torch.Generator().manual_seed(0)
+    z, w = torch.randn(N, 3, generator=g), torch.randn(K, 3, generator=g)
+    outside = loss(z, w, TARGETS['dense'], **given_generator(loss))
+    with torch.autocast('cpu', dtype=torch.bfloat16): inside = loss(z, w, TARGETS['dense'], **given_generator(loss))
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+def given_generator(loss):
+    return dict(generator=torch.Generator().manual_seed(1)) if loss is linear_expected_info_nce else {}

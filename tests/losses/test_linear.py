@@ -1,4 +1,5 @@
 """Cross-entropy and closed-form noise of a linear head, without its logits: `F.linear` and `F.cross_entropy` tell."""
+import importlib
 import math
 
 import pytest
@@ -7,13 +8,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracles as o
-from softnce.contrast import linear_sums as sums
 from softnce.contrast import set_backend
 from softnce.losses import (expected_info_nce, linear_expected_info_nce, linear_soft_target_cross_entropy,
                             linear_soft_target_info_nce, soft_target_info_nce)
 from softnce.noise import ClosedForm
 from softnce.targets import SparseTargets
 
+sums = importlib.import_module('softnce.contrast.linear_sums')  # its folder has the function of that name
 N = 11
 
 
@@ -265,19 +266,23 @@ def test_errors():
         with pytest.raises(ValueError, match=message): call()
 
 
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
 @pytest.fixture
 def tensor_cores(monkeypatch):
-    "A card's products of 16-bit factors with sums in fp32, which torch has no CPU code for: the calls are the same."
-    library = torch.library.Library('aten', 'IMPL')
-    seen = []
+    "Products of 16-bit factors with sums in fp32, which torch has on cards only: elsewhere the same calls, by fp32."
+    if DEVICE == 'cuda': yield {'mm', 'addmm'}; return
+    seen = set()
     def product(a, b, out_dtype, *, out):
         assert a.dtype == b.dtype == torch.bfloat16 and out_dtype == out.dtype == torch.float32
-        seen.append('mm')
+        seen.add('mm')
         return out.copy_(a.float() @ b.float())
     def sum_of(total, a, b, out_dtype, *, beta=1, alpha=1, out):
         assert a.dtype == b.dtype == torch.bfloat16 and total.dtype == out_dtype == out.dtype == torch.float32
-        seen.append('addmm')
+        seen.add('addmm')
         return out.copy_(a.float() @ b.float() + (beta*total if beta else 0.))
+    library = torch.library.Library('aten', 'IMPL')
     library.impl('mm.dtype_out', product, 'CPU')
     library.impl('mm.dtype', lambda a, b, kind: product(a, b, kind, out=torch.empty(len(a), b.shape[1])), 'CPU')
     library.impl('addmm.dtype_out', sum_of, 'CPU')
@@ -290,8 +295,8 @@ def tensor_cores(monkeypatch):
 @pytest.mark.parametrize('reduction', ['mean', 'none'])
 def test_a_weight_in_bfloat16_is_multiplied_as_it_is_on_a_card(blocks, tensor_cores, kind, reduction):
     (t, dense), (z, w, b) = targets_of(kind, 37), problem(37)
-    z, w, b = z.bfloat16(), w.bfloat16(), b.float()
-    if kind != 'ids': t = t.to(torch.float32)
+    z, w, b, dense = z.bfloat16().to(DEVICE), w.bfloat16().to(DEVICE), b.float().to(DEVICE), dense.to(DEVICE)
+    t = t.to(DEVICE) if kind == 'ids' else t.to(DEVICE).to(torch.float32)
     loss = lambda z, w, b: linear_soft_target_cross_entropy(z, w, t, bias=b, reduction=reduction)
     def oracle(z, w, b):
         rows = -(dense*(z.double() @ w.double().T + b.double()).log_softmax(1)).sum(1)
@@ -299,7 +304,7 @@ def test_a_weight_in_bfloat16_is_multiplied_as_it_is_on_a_card(blocks, tensor_co
     value, grads = o.value_and_grad(loss, z, w, b)
     expected, wanted = o.value_and_grad(oracle, z.double(), w.double(), b.double())
     torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-6)  # both factors are exact in 16 bits
-    assert set(tensor_cores) == {'mm', 'addmm'} and [g.dtype for g in grads] == [z.dtype, w.dtype, b.dtype]
+    assert tensor_cores == {'mm', 'addmm'} and [g.dtype for g in grads] == [z.dtype, w.dtype, b.dtype]
     for found, g in zip(grads, wanted):  # rounded: the gradient by the logits, what it is multiplied with, the result
         torch.testing.assert_close(found.double(), g, rtol=0, atol=float(g.abs().max())*2**-7)
 

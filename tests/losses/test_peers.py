@@ -63,11 +63,11 @@ def bce_literal(l, t, tau=TAU):
     return torch.stack(rows)
 
 
-def adjusted_literal(l, t, tau=TAU, strength=1.5):
+def adjusted_literal(l, t, tau=TAU, strength=1.5, pi=PI):
     "Equation 10 of Menon et al., for each class, weighted by the target."
     rows = []
     for row, alpha in zip(l, t):
-        e = [torch.exp(row[k]/tau + strength*torch.log(PI[k])) for k in range(len(row))]
+        e = [torch.exp(row[k]/tau + strength*torch.log(pi[k])) for k in range(len(row))]
         rows.append(cross_entropy(alpha, [x/sum(e) for x in e]))
     return torch.stack(rows)
 

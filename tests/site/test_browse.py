@@ -1,6 +1,7 @@
 "Each check of tools/browse.py finds what it is for, on small pages with one fault each, and nothing on a good page."
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"tools"))
 pytest.importorskip("playwright"); pytest.importorskip("axe_playwright_python")
 import browse
+import linking
 from small_site import png
 
 NAV = """<header id="quarto-header"><button class="quarto-btn-toggle" type="button"
@@ -20,6 +22,8 @@ STYLE = """body { margin: 0; font: 16px monospace; color: #111; background: #fff
 FIGURE = f'<figure><img alt="A grey picture." width="30" height="20" src="data:image/png;base64,{png()}"></figure>'
 CODE = '<pre class="sourceCode cell-code"><code>x = 1</code></pre>'
 WIDE = "<pre{}>" + "a"*400 + "</pre>"
+TABLE = '<table style="white-space: nowrap"><tr>' + f"<td>{'a'*40}</td>"*4 + "</tr></table>"
+EQUATION = f'<span class="math display" style="display: block; width: 600px; {{}}">{"x "*10}</span>'
 
 
 def page(body="", style="", head="", header=NAV, phone=True):
@@ -47,6 +51,9 @@ FAULTS = {  # page: (its text, what must be said)
     "overflow.html": (page('<div style="width: 1500px">wide</div>'), "wider than the window"),
     "cut.html": (page(f'<div style="overflow: hidden">{WIDE.format(" style=overflow:visible")}</div>'),
                  "scrolls, and nothing shows it|cut at the column's edge"),
+    "cut_table.html": (page(TABLE), "cut at the column's edge"),
+    "cut_equation.html": (page(EQUATION.format("width: 1000px")), "cut at the column's edge"),
+    "cut_on_a_phone.html": (page(EQUATION.format("")), "cut at the column's edge"),
     "no_key.html": (page(WIDE.format(' class="scrolls"')), "no key reaches it"),
     "no_hint.html": (page(WIDE.format(' tabindex="0"')), "nothing shows it"),
     "narrow.html": (page(style="main { max-width: 500px }"), "columns of code"),
@@ -85,6 +92,19 @@ def test_a_fault_is_found(findings, name):
     assert any(said in o for o in findings[name] for said in FAULTS[name][1].split("|")), findings[name]
 
 
+def test_a_page_that_the_browser_gives_up(monkeypatch):
+    tries = []
+    def look(*args):
+        tries.append(args)
+        if len(tries) != wanted: raise RuntimeError("Timeout 60000ms exceeded.\nCall log: ...")
+        yield "pale"
+    monkeypatch.setattr(browse, "look", look)
+    browser = SimpleNamespace(contexts=[])
+    for wanted, found in {1: ["pale"], 2: ["pale"], 3: ["the browser gave up: Timeout 60000ms exceeded."]}.items():
+        tries.clear()
+        assert browse.look_twice(browser, "a.html") == found and len(tries) == min(wanted, 2)
+
+
 BOX = """<input type="search"><div id="r"></div><script>
 document.querySelector("input").addEventListener("input", (e) => {
   const href = `./${e.target.value.split(" ")[0]}.html`;
@@ -98,6 +118,30 @@ def test_the_first_result_counts(tmp_path):
     queries = {"labels of people": "labels.html", "noise": ("other/", "noise.html"), "queue": "guides/queue.html"}
     said, = browse.searches(tmp_path, queries)
     assert said == "search for 'queue' finds ./queue.html first, not guides/queue.html"
+
+
+LINKS = {  # on the page a/b.html: what is said of it
+    '<a href="../index.html#here">x</a> <a href="#own">x</a> <a href="#top">x</a> <h2 id="own">x</h2>': "",
+    '<a href="https://other.example/x.html#y">x</a> <img src="data:image/png;base64,AA=="> <a name="y">x</a>': "",
+    '<a href="https://me.example/book/">x</a> <a href="https://me.example/book/index.html#here">x</a>': "",
+    '<a href="nothing.html">x</a>': "nothing.html is no file of the site",
+    '<a href="../../outside.html">x</a>': "../../outside.html is no file of the site",
+    '<img alt="x" src="lost.png">': "lost.png is no file of the site",
+    '<a href="../index.html#there">x</a>': "../index.html#there names no place on its page",
+    '<a href="#gone">x</a>': "#gone names no place on its page",
+    '<a href="https://me.example/book/old.html">x</a>': "old.html is no file of the site",
+}
+
+
+@pytest.mark.parametrize("text, said", LINKS.items())
+def test_a_link_that_leads_nowhere(tmp_path, text, said):
+    (tmp_path/"outside.html").write_text("")
+    docs = tmp_path/"docs"
+    (docs/"a").mkdir(parents=True)
+    (docs/"index.html").write_text('<h1 id="here">x</h1>')
+    (docs/"a"/"b.html").write_text(text)
+    found = list(linking.broken(docs, "https://me.example/book"))
+    assert found == ([f"a/b.html: a link that leads nowhere: {said}"] if said else [])
 
 
 TEXTS = {r"the \alpha of": 1, r"\sum_m P": 1, "α of it": 0, r"regex \(4, 3\)": 0}

@@ -1,9 +1,12 @@
 "What a page makes of a cell: options that hide or fold its code, and that describe its figure."
-import html, re, shutil
+import html, re, shutil, sys
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]/"tools"))
 pytest.importorskip("nbdev")
+import nbproc
 from small_site import build, cell, picture, said, text
 
 SIDEBAR = """
@@ -49,3 +52,31 @@ def test_a_figure_has_its_text_and_its_caption(page):
     assert "See that 'it' rises & falls." in html.unescape(first)
     assert 'alt="Only described."' in second and "<figcaption" not in second
     assert "shown = 3" in without_tags(page)
+
+
+TO = "../theory/notation.html#"
+TEXTS = {
+    "Noise samples are *candidates*, and candidates stay.":
+        f"[Noise samples]({TO}noise-sample) are *[candidates]({TO}candidate)*, and candidates stay.",
+    "The candidates of a noise\ndistribution": f"The [candidates]({TO}candidate) of a noise\ndistribution",
+    "`candidate` $candidate$ [a candidate](b.html)\n\n## A candidate\n\nnon-candidate": None,
+    "```\ncandidate\n```\n\n$$ candidate $$": None,
+    "an [`a`](a.html) in-batch": f"an [`a`](a.html) [in-batch]({TO}in-batch)",
+}
+
+
+@pytest.mark.parametrize("text, wanted", TEXTS.items())
+def test_words_of_the_glossary_are_linked_once(text, wanted):
+    assert nbproc.explained(text, list(nbproc.TERMS)) == (wanted or text)
+
+
+def test_the_next_cell_does_not_link_again():
+    left = list(nbproc.TERMS)
+    assert nbproc.explained("a candidate", left) != "a candidate" and "candidates?" not in left
+    assert nbproc.explained("a candidate", left) == "a candidate"
+
+
+def test_the_glossary_has_the_words():
+    cells = nbproc.api.read(nbproc.api.ROOT/"nbs"/f"{nbproc.GLOSSARY}.ipynb")["cells"]
+    there = {m.lower().replace(" ", "-") for c in cells for m in re.findall(r"^### (.+)", c["source"], re.M)}
+    assert set(nbproc.TERMS.values()) <= there

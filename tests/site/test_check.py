@@ -165,6 +165,13 @@ def test_a_caption_may_be_long(tmp_path):
     assert ":2:" in found and "E501" in found
 
 
+def test_long_lines_of_the_site_are_named(tmp_path):
+    for name in ["tools/a.js", "nbs/scripts/b.js", "nbs/c.css"]: put(tmp_path/name, "x\n" + "a"*121 + "\n" + "b"*120)
+    put(tmp_path/"nbs/scripts/moving_data.js", "a"*500)
+    wanted = {f"{name}:2: 121 columns, at most 120" for name in ["tools/a.js", "nbs/scripts/b.js", "nbs/c.css"]}
+    assert set(rules.scripts(tmp_path)) == wanted
+
+
 def long(lines, name="f"): return f"def {name}(\n    x,\n):\n" + '    "What it is."\n' + "    x = 1\n"*(lines-4)
 
 

@@ -3,9 +3,11 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = {
     "softnce": ["SoftTargetInfoNCE", "soft_target_info_nce", "SparseTargets", "one_hot", "smooth", "mix",
                 "empirical_noise", "Queue", "Fresh", "ClosedForm", "linear_soft_target_info_nce"],
@@ -26,6 +28,49 @@ HEAVY = {"torchvision", "timm", "torch_geometric", "pandas", "matplotlib", "scip
 @pytest.mark.parametrize("module", NAMES)
 def test_names_stay_where_they_were(module):
     for name in NAMES[module]: assert hasattr(importlib.import_module(module), name), name
+
+
+FRONTS = sorted(".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT/"softnce").rglob("__init__.py"))
+BOTH = {"softnce.graphs": {"augment"}, "softnce.contrast": {"expected_sums", "linear_sums"}}  # modules and names
+OFFERED = """
+import importlib, json, pkgutil, sys
+from types import ModuleType
+front, order = sys.argv[1:]
+package = importlib.import_module(front)
+inside = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith('_')]
+if order == 'modules first':
+    for m in inside: importlib.import_module(f'{front}.{m}')
+wrong = []
+for name in package.__all__:
+    found, scope = getattr(package, name), {}
+    exec(f'from {front} import {name}', scope)
+    if isinstance(found, ModuleType) or scope[name] is not found: wrong.append(name)
+both = [n for n in package.__all__ if n in inside]
+modules = [m for m in inside if not hasattr(package, m)]  # a module of another name is there, too
+print(json.dumps([wrong, both, modules]))
+"""
+
+
+@pytest.mark.parametrize("order", ["names first", "modules first"])
+@pytest.mark.parametrize("front", [pytest.param(f, marks=[] if f in BOTH else pytest.mark.slow) for f in FRONTS])
+def test_a_folder_offers_its_names_and_no_module_in_their_place(front, order):
+    "Whether or not the module of the same name was imported before; here, each in a fresh interpreter."
+    done = subprocess.run([sys.executable, "-c", OFFERED, front, order], capture_output=True, text=True)
+    if "No module named 'triton'" in done.stderr: pytest.skip("Triton is not installed")
+    wrong, both, without = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else (done.stderr, [], [])
+    assert not wrong
+    assert set(both) == BOTH.get(front, set())
+    if order == "modules first": assert not without
+
+
+def test_a_name_that_is_a_module_too_can_be_replaced_and_its_module_imported(monkeypatch):
+    pytest.importorskip("torch_geometric")
+    import softnce.graphs
+    from softnce.graphs.augment import DropEdges, augment
+    module = importlib.import_module("softnce.graphs.augment")
+    assert softnce.graphs.augment is augment is module.augment and module.DropEdges is DropEdges
+    monkeypatch.setattr(softnce.graphs, "augment", len)
+    assert softnce.graphs.augment is len
 
 
 def test_information_is_the_module_of_the_theory():

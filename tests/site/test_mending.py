@@ -62,6 +62,29 @@ def test_an_empty_corner_is_no_header(page):
     assert len(s.find_all("th")) == 1 and len(s.find_all("td")) == 1
 
 
+def test_columns_of_words_begin_at_the_left(page):
+    long = "It is better than the other one, by far"
+    rows = [["", "claim", "ours", "note", "why"], ["1", long, "+0.1 ± 0.2 points", "", long],
+            ["2", "No", "-3e-05", "1 of them", ""], ["3", "Yes", "1", "", "so"]]
+    table = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in r) + "</tr>" for r in rows)
+    s = done(mending.tables, page, f'<div class="cell-output-display"><table>{table}</table></div>')
+    for r in s.select("tr"): assert [c.get("class") for c in r.select("td")] == [
+        None, ["words", "long"], None, None, ["words"]]
+
+
+def test_a_number_and_its_interval_stay_together(page):
+    s = done(mending.together, page, "<p>By -0.2 ± 0.4 points</p><code>1 ± 2</code>")
+    assert s.p.get_text() == "By -0.2\u00a0±\u00a00.4 points" and s.code.get_text() == "1 ± 2"
+
+
+@pytest.mark.parametrize("summary, folded", {"Answer": 2, "Code": 0}.items())
+def test_an_answer_is_folded_with_its_output(page, summary, folded):
+    cell = f'<div class="cell"><details class="code-fold"><summary>{summary}</summary><pre>1+1</pre></details>'
+    outputs = '<div class="cell-output">2</div>'*2
+    s = done(mending.answers, page, cell + outputs + '</div><div class="cell-output">3</div>')
+    assert len(s.select("details .cell-output")) == folded and len(s.select(".cell-output")) == 3
+
+
 def test_empty_links_go_and_formulas_are_named(page):
     links = r'<a href="b"></a><a href="c"><span class="math">\(\alpha\)</span></a>'
     s = done(mending.link_texts, page, links)
@@ -80,9 +103,30 @@ def test_ways_to_run_lead_to_the_notebook(page):
     assert links["Colab"] == "https://colab.research.google.com/github/me/book/blob/main/nbs/guides/a.ipynb"
     assert links["Binder"] == "https://mybinder.org/v2/gh/me/book/main?urlpath=lab/tree/nbs/guides/a.ipynb"
     first = s.select_one(".ways pre").get_text()
-    assert f"git clone -q --depth 1 {GIT}" in first and "%cd book/nbs/guides" in first
+    assert f"git clone -q --depth 1 {GIT}" in first and "%cd -q book/nbs/guides" in first
     page.notebook = None
     assert not done(mending.ways, page, "").select(".ways")
+
+
+class Shell:
+    "What IPython is asked to run."
+    def __init__(self): self.asked = []
+    def system(self, line): self.asked.append(line)
+    def run_line_magic(self, name, line, **options): self.asked.append(f"{name} {line}")
+
+
+@pytest.mark.parametrize("folder, asked", {"else": 3, "book/nbs/guides": 0}.items())
+def test_the_first_cell_installs_outside_a_clone_only(page, tmp_path, monkeypatch, folder, asked):
+    transform = pytest.importorskip("IPython.core.inputtransformer2").TransformerManager().transform_cell
+    first = done(mending.ways, page, "").select_one(".ways pre").get_text()
+    (tmp_path/folder).mkdir(parents=True)
+    (tmp_path/"book").mkdir(exist_ok=True)
+    (tmp_path/"book"/"settings.ini").write_text("")
+    monkeypatch.chdir(tmp_path/folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    shell = Shell()
+    exec(compile(transform(first), "first", "exec"), {"get_ipython": lambda: shell})
+    assert len(shell.asked) == asked and all(w in o for w, o in zip(["git clone", "pip", "cd"], shell.asked))
 
 
 def test_maths_is_the_sites(page):
