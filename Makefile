@@ -113,8 +113,8 @@ text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or
 	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p rows=50000 -p epochs=1
 	$(MISSING) -p seconds=60 -p looks=6 -p search_seconds=15 -p arms='["soft CE", "in-batch"]'
 	$(MISSING) -p seconds=30 -p looks=5 -p search_seconds=3.75 -p arms='["expected, counts", "sampled softmax"]'
-	$(MISSING) -p seconds=30 -p looks=3 -p search_seconds=15 -p arms='["fresh, unigram", "queue"]'
-	$(MISSING) -p seconds=30 -p looks=3 -p search_seconds=3.75 -p arms='["fresh, uniform", "fresh, unigram^.75", "closed form", "expected, fresh, counts"]'
+	$(MISSING) -p seconds=30 -p looks=3 -p search_seconds=15 -p arms='["fresh, unigram", "queue", "closed form"]'
+	$(MISSING) -p seconds=30 -p looks=3 -p search_seconds=3.75 -p arms='["fresh, uniform", "fresh, unigram^.75", "expected, fresh, counts"]'
 	$(MISSING) -p seconds=30 -p looks=3 -p search_seconds=3.75 -p lrs='[0.003, 0.01, 0.03, 0.1]' -p arms='["in-batch, counts"]'
 	$(MISSING) -p seconds=4 -p looks=1 -p search_seconds=4 -p taught=100000 -p arms='["in-batch", "soft CE, spread", "in-batch, teacher", "expected, teacher", "expected, half teacher"]'
 	softnce run distillation -p ledger=true $(ALL_STUDENTS) -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p search_seeds='[100, 101, 102, 103]' -p lrs='[0.003, 0.01, 0.03, 0.1, 0.3]'
