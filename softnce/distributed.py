@@ -52,15 +52,16 @@ def pack(targets, num_slots=0):
     "Targets as bytes: `(N, bytes a row)`."
     return torch.cat([c.contiguous().view(torch.uint8) for c in columns(targets, num_slots)], 1)
 
-def unpack(rows, like, num_slots, epsilon):
-    "Targets of the kind of `like` from their bytes."
+def unpack(rows, like, num_slots, epsilon, one_row=False):
+    "Targets of the kind of `like` from their bytes; `one_row`: every row has the weights of those of `like`."
     kinds = columns(like, num_slots)
     parts = rows.split([c.shape[1]*c.element_size() for c in kinds], 1)
     parts = [p.clone(memory_format=torch.contiguous_format).view(c.dtype) for p, c in zip(parts, kinds)]
     if isinstance(like, Tensor): return parts[0][:, 0].to(like.dtype) if like.ndim == 1 else parts[0]
     epsilon = parts.pop()[:, 0] if per_row_epsilon(like) else epsilon
     if len(parts) == 1: parts.append(like.weights.new_ones(1, 1).expand(len(rows), 1))
-    return SparseTargets(*parts, epsilon, like.num_classes, validate=False)
+    if one_row: parts[1] = like.weights[:1].detach().expand(len(rows), -1)
+    return SparseTargets(*parts, epsilon, like.num_classes, False, like.host_row if one_row else None)
 
 # %% ../nbs/losses/distributed.ipynb #67437f97
 def all_gather(tensor):
@@ -82,15 +83,24 @@ def kind_and_form(targets):
     return [1, own, targets.num_classes, targets.dtype.itemsize], form
 
 def agree(targets):
-    "Of each rank: rows, slots and epsilon. Raises ValueError, on every rank, unless all hold targets of one kind."
+    """Of each rank: rows, slots, epsilon, and whether its rows are mixed with this rank's one lambda.
+
+    Raises ValueError, on every rank, unless all hold targets of one kind."""
     kind, form = kind_and_form(targets)
     labels = form == [1, 0.] and (kind[0] or kind[2] == 0) and not kind[1]  # class ids, or sparse targets that are
-    head = torch.tensor([targets.shape[0], *form, labels, *kind], dtype=torch.float64, device=targets.device)
+    pair = pair_of(targets)
+    head = torch.tensor([targets.shape[0], *form, *pair, labels, *kind], dtype=torch.float64, device=targets.device)
     heads = torch.stack(all_gather(head)).tolist()
-    if not all(h[3] for h in heads) and any(h[4:] != heads[0][4:] for h in heads):
+    if not all(h[5] for h in heads) and any(h[6:] != heads[0][6:] for h in heads):
         raise ValueError("targets must be of one kind on all ranks, got (sparse, epsilon per row, classes, bytes of a "
-                         f"number) {[tuple(map(int, h[4:])) for h in heads]}")
-    return [(int(n), int(num_slots), eps) for n, num_slots, eps, *_ in heads]
+                         f"number) {[tuple(map(int, h[6:])) for h in heads]}")
+    two_slots = all(h[1] <= 2 for h in heads)
+    return [(int(h[0]), int(h[1]), h[2], two_slots and h[3:5] == pair) for h in heads]
+
+def pair_of(targets):
+    "The two weights that all rows have, where the host knows them; NaN, which equals nothing, where it does not."
+    row = targets.host_row if isinstance(targets, SparseTargets) else None
+    return list(row) if row is not None and len(row) == 2 else [float('nan')]*2
 
 # %% ../nbs/losses/distributed.ipynb #ee115aea
 def targets_of_ranks(targets:Targets, # of one kind on all ranks
@@ -99,12 +109,12 @@ def targets_of_ranks(targets:Targets, # of one kind on all ranks
     "The targets of each rank, without gradient. A collective call: every rank must make it."
     if world_size() == 1: return [targets]
     sparse = isinstance(targets, SparseTargets)
-    if even: heads = [(targets.shape[0], 0, targets.epsilon if sparse else 0.)]*world_size()
+    if even: heads = [(targets.shape[0], 0, targets.epsilon if sparse else 0., False)]*world_size()
     else: heads = agree(targets)
     most, num_slots = max(h[0] for h in heads), max(h[1] for h in heads)
     parts = all_gather(F.pad(pack(targets, num_slots), (0, 0, 0, most - targets.shape[0])))
-    return [targets if rank == dist.get_rank() else unpack(part[:n], targets, num_slots, epsilon)
-            for rank, (part, (n, _, epsilon)) in enumerate(zip(parts, heads))]
+    return [targets if rank == dist.get_rank() else unpack(part[:n], targets, num_slots, epsilon, one_row)
+            for rank, (part, (n, _, epsilon, one_row)) in enumerate(zip(parts, heads))]
 
 # %% ../nbs/losses/distributed.ipynb #98e3fe00
 def rank_weight(step_targets:list[Any], # the targets of this rank's micro-batches, a list

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from .candidates import AllClasses, Expectation, gather_candidates, parts_of, places
-from .contrast.layout import in_full
 from .contrast.scores import (LinearScores, check_logits, check_sparse_gradient, contrast, linear_inputs,
                                      linear_rows, logit_scores)
 from .noise import NoiseSource, noise_of
@@ -52,9 +51,8 @@ def cross_entropy(logits, targets, options, temperature, reduction, names=TARGET
 
 def reduced_rows(rows, candidates, temperature, reduction, log_eta=None, num_rows=None):
     "The loss of rows of logits; their mean or sum goes with the sum over candidates where rows count alike."
-    with_sum = reduction if rows.plain else 'none'
-    losses = contrast(logit_scores(rows.x, temperature, log_eta, num_rows, with_sum), candidates)
-    return rows.reduce(losses, reduction)
+    scores = logit_scores(rows.x, temperature, log_eta, num_rows, reduction if rows.plain else 'none')
+    return rows.reduce(contrast(scores, candidates), reduction)
 
 # %% ../nbs/losses/losses.ipynb #6679bf59
 def nll(logits:Tensor,        # `(N, K)`, or `(N, K, d1, ...)` as PyTorch has it
@@ -87,9 +85,7 @@ def noise_rows(logits, targets, options, noise_probs, noise_samples, counted, na
     `counted`: candidates are labels, of which one can be counted zero times."""
     logits, shape = flat(logits)
     check_logits(logits)
-    if noise_probs is noise_samples is None:  # nobody looks at the numbers of eta: no launch writes them
-        eta, log_eta = logits.new_empty(1, dtype=in_full(logits.dtype)).expand(logits.shape[1]), None
-    else: eta, log_eta = noise_of(noise_probs, logits.shape[1], logits)
+    eta, log_eta = noise_of(noise_probs, logits.shape[1], logits, looked_at=noise_samples is not None)
     rows = enter(logits, targets, options, shape, names=names, only_labels=names is LABELS,
                  **places(options, noise_samples, counted))
     return rows, eta, log_eta
@@ -155,7 +151,7 @@ def soft_distribution_info_nce(logits:Tensor,           # `(N, K)`, or `(N, K, d
     elif noise_samples is not None:
         checked = check_targets(noise_samples, None, rows.x.shape[1], rows.x, 'noise_samples')
         noise_samples = sample_labels(checked, generator)
-    drawn = SparseTargets.from_labels(labels, rows.x.shape[1], noise[0].dtype, validate=False)
+    drawn = SparseTargets.from_labels(labels, rows.x.shape[1], rows.targets.dtype, validate=False)
     return contrast_candidates(rows._replace(targets=drawn), *noise, temperature, noise_samples, reduction)
 
 # %% ../nbs/losses/losses.ipynb #8fb1d8a7
@@ -430,8 +426,7 @@ class SoftTargetInfoNCE(InfoNCE):
     def look_at(self, targets:Targets)->None: # targets: checked
         "Remember whether checked targets are labels smoothed alike, where their values may be looked at."
         if self._looks >= MAX_LOOKS: return
-        alike = labels_alike(targets)
-        if alike is None: return
+        if (alike := labels_alike(targets)) is None: return
         self._looks += 1
         self._alike = alike if self._alike is None else self._alike & alike
     @of_any_shape

@@ -106,11 +106,13 @@ def empirical_noise(labels:Targets|None=None, # of the training set: `(N,)` ids,
 def noise_of(noise_probs:Tensor|None, # `(K,)`; None: uniform
              num_classes:int,         # `K`
              like:Tensor,             # the logits
+             looked_at:bool=True,     # else no launch writes the numbers of a uniform eta
             )->tuple[Tensor, Tensor|None]: # eta `(K,)`, and its log, or None where it is uniform
     "The noise distribution in full precision, where the logits are. A constant log is None: every loss cancels it."
     dtype = torch.promote_types(like.dtype, torch.float32)
     if noise_probs is None:
-        return torch.full((1,), 1/num_classes, dtype=dtype, device=like.device).expand(num_classes), None
+        eta = torch.empty(1, dtype=dtype, device=like.device)
+        return (eta.fill_(1/num_classes) if looked_at else eta).expand(num_classes), None
     check_simplex(noise_probs, 'noise_probs', ndim=1)
     if noise_probs.shape[0] != num_classes:
         raise ValueError(f"noise_probs must have shape ({num_classes},) like the logits' classes, "

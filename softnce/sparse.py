@@ -37,11 +37,6 @@ from torch.utils._pytree import GetAttrKey, register_pytree_node
 from torch.utils.data import default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-# %% ../nbs/losses/sparse_targets.ipynb #0797770d
-def traced():
-    "Whether a mode of PyTorch's own runs that stands for numbers; one that watches, as a profiler does, leaves them."
-    return any(torch._C._get_dispatch_mode(key) is not None for key in (_modes.FAKE, _modes.PROXY, _modes.FUNCTIONAL))
-
 # %% ../nbs/losses/sparse_targets.ipynb #724f7533
 _value_checks = ContextVar('softnce_value_checks', default=True)  # of a thread or task: two that overlap do not meet
 
@@ -56,10 +51,9 @@ class set_value_checks:
 def has_values(x:Tensor # any tensor
               )->bool:  # False for meta and fake tensors, and where PyTorch traces or transforms the call
     "Whether the numbers of a tensor can be looked at."
-    if torch.compiler.is_compiling() or x.is_meta: return False
-    return not (traced() or torch._C._are_functorch_transforms_active())
-
-_modes = torch._C._TorchDispatchModeKey
+    if torch.compiler.is_compiling() or x.is_meta or torch._C._are_functorch_transforms_active(): return False
+    modes = torch._C._TorchDispatchModeKey  # PyTorch's own that stand for numbers: one that watches leaves them
+    return all(torch._C._get_dispatch_mode(key) is None for key in (modes.FAKE, modes.PROXY, modes.FUNCTIONAL))
 
 def value_checks()->bool:
     "Whether values are checked: not inside `torch.compile`, where looking at data breaks the graph."
@@ -93,15 +87,14 @@ def check_labels(labels, num_classes, name='labels'):
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name} must hold integer class ids, got dtype {labels.dtype}")
     if labels.ndim != 1:
-        hint = ""
-        if labels.ndim == 2: hint = ": use .squeeze(1)" if labels.shape[1] == 1 else ": probabilities must be floats"
+        hints = {2: ": use .squeeze(1)" if labels.shape[1:] == (1,) else ": probabilities must be floats"}
+        hint = hints.get(labels.ndim, "")
         raise ValueError(f"{name} must have shape (N,), got {tuple(labels.shape)}{hint}")
     if not checks_values(labels): return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= num_classes:
         raise ValueError(f"{name} must be in [0, {num_classes}), got values from {low} to {high}")
 
-# %% ../nbs/losses/sparse_targets.ipynb #3c3a783a
 def sum_tolerance(dtype):
     "How far a row's sum may be from one: what rounding in `dtype` explains, with room to spare."
     return {torch.float64: 1e-6, torch.float32: 1e-4}.get(dtype, 2e-2)
@@ -129,7 +122,6 @@ def simplex_fault(probs, sums, low):
         return f"be positive, got 0 for class {int(probs.reshape(-1, probs.shape[-1]).amin(0).argmin())}"
     return f"sum to 1 over the classes, got sums from {sums.min():.6g} to {sums.max():.6g}"
 
-# %% ../nbs/losses/sparse_targets.ipynb #7b294152
 def check_integer(value, name):
     "Raise ValueError unless `value` is an integer of at least one, and no bool."
     if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
@@ -183,16 +175,18 @@ class SparseTargets:
     weights:Tensor       # `(M, S)`, rows sum to 1
     epsilon:float|Tensor # smoothing: a number or `(M,)`
     num_classes:int      # `K`
+    _row = None          # not a field: what `host_row` gives
     def __init__(self, indices:Tensor|Mapping[str, Any], # `(M, S)` class ids; or a mapping of all fields
                  weights:Tensor|None=None,    # `(M, S)`, rows sum to 1
                  epsilon:float|Tensor=0.,     # smoothing: a number or `(M,)`
                  num_classes:int|None=None,   # `K`
                  validate:bool=True,          # False: trust the fields
+                 row:tuple[float, ...]|None=None, # weights of every row as the host knows them; None: it does not
                 )->None:
         if weights is None: indices, weights, epsilon, num_classes, validate = fields_of(indices, validate)
         if validate: check_sparse(indices, weights, epsilon, num_classes)
         self.indices = indices.long() if isinstance(indices, Tensor) else indices  # a tree may hold other things
-        self.weights, self.epsilon, self.num_classes = weights, epsilon, num_classes
+        self.weights, self.epsilon, self.num_classes, self._row = weights, epsilon, num_classes, row
     @classmethod
     def from_labels(cls, labels:Tensor,           # `(M,)` class ids
                     num_classes:int,              # `K`
@@ -220,9 +214,8 @@ class SparseTargets:
         check_counts(counts)
         num_slots = max(int((counts > 0).sum(1).max()), 1) if len(counts) else 1
         votes, ids = counts.double().topk(num_slots)
-        dtype = torch.promote_types(counts.dtype, torch.get_default_dtype()) if counts.is_floating_point() else None
-        weights = (votes/votes.sum(1, keepdim=True)).to(dtype or torch.get_default_dtype())
-        return cls(ids, weights, 0., counts.shape[1], validate=False)
+        dtype = torch.promote_types(counts.dtype, torch.get_default_dtype())  # of integers: the default
+        return cls(ids, (votes/votes.sum(1, keepdim=True)).to(dtype), 0., counts.shape[1], validate=False)
     @classmethod
     def from_packed(cls, rows:Tensor, num_classes:int, # rows: `(M, 2S)` or `(M, 2S+1)`, from `packed`; num_classes: K
                     dtype:torch.dtype|None=None)->'SparseTargets': # dtype: of the weights; None: the default
@@ -254,6 +247,12 @@ class SparseTargets:
         w = self.weights
         if w.shape[1] == 1 or w.stride(0) == 0: return True
         return not w.is_cuda and has_values(w) and bool((w == w[:1]).all())  # on a card a look would wait for it
+    @property
+    def host_row(self)->tuple[float, ...]|None:
+        "The weights of every row as numbers of the host, if they were mixed by such; None where it does not know."
+        w = self.weights
+        if torch.compiler.is_compiling() or w.requires_grad: return None  # each number would be compiled for
+        return (1.,) if w.shape[1] == 1 else self._row if w.stride(0) == 0 else None
     def size(self, dim:int|None=None)->Any: # dim: of the shape; None: all
         return self.shape if dim is None else self.shape[dim]
     def __len__(self)->int: return self.indices.shape[0]
@@ -263,7 +262,7 @@ class SparseTargets:
         if isinstance(rows, str): return dict(self.items())[rows]
         rows = row_index(rows, len(self))
         eps = self.epsilon[rows] if per_row_epsilon(self) else self.epsilon
-        return SparseTargets(self.indices[rows], self.weights[rows], eps, self.num_classes, validate=False)
+        return SparseTargets(self.indices[rows], self.weights[rows], eps, self.num_classes, False, self.host_row)
     def __repr__(self)->str:
         eps = self.epsilon
         eps = f"{len(eps)} values" if isinstance(eps, Tensor) and eps.ndim else shown(eps)
@@ -276,9 +275,8 @@ class SparseTargets:
         return (1-eps)*hot + eps/self.num_classes
     def packed(self)->Tensor: # `(M, 2S)`: ids, then weights; `(M, 2S+1)` with each row's epsilon, unless it is 0
         "The same targets as one float64 tensor, for what knows tensors only: the nodes of a graph, a file."
-        smoothed = isinstance(self.epsilon, Tensor) or self.epsilon != 0
-        parts = [self.indices, self.weights] + [self['epsilon'][:, None]]*smoothed
-        return torch.cat([p.double() for p in parts], 1)
+        eps = [self['epsilon'][:, None]] if isinstance(self.epsilon, Tensor) or self.epsilon != 0 else []
+        return torch.cat([p.double() for p in (self.indices, self.weights, *eps)], 1)
     def items(self)->ItemsView[str, Tensor]:
         "The tensors by name, each with a row for a row: `SparseTargets(dict(targets.items()))` undoes it."
         eps, like = self.epsilon, self.weights
@@ -293,7 +291,8 @@ class SparseTargets:
         shared = self.indices.shape[0] and self.weights.stride(0) == 0  # not len(): it is no symbol under export
         weights = function(self.weights[:1] if shared else self.weights).expand(self.indices.shape[0], -1)
         eps = function(self.epsilon) if isinstance(self.epsilon, Tensor) else self.epsilon
-        return SparseTargets((ids or function)(self.indices), weights, eps, self.num_classes, validate=False)
+        row = self.host_row if weights.dtype == self.dtype else None
+        return SparseTargets((ids or function)(self.indices), weights, eps, self.num_classes, False, row)
     def to(self, *args:Any, **kwargs:Any)->'SparseTargets': # args, kwargs: a device or dtype, as of `Tensor.to`
         "Move to a device; a dtype changes weights and epsilon only."
         device = self.weights[:0].to(*args, **kwargs).device
@@ -302,8 +301,7 @@ class SparseTargets:
         return self.each(moved, ids)
     def cpu(self)->'SparseTargets': return self.to('cpu')
     def cuda(self, device:Any=None, non_blocking:bool=False)->'SparseTargets': # device, non_blocking: as `Tensor.cuda`
-        device = torch.device('cuda', device) if isinstance(device, int) else device or 'cuda'
-        return self.to(device, non_blocking=non_blocking)
+        return self.to(f'cuda:{device}' if isinstance(device, int) else device or 'cuda', non_blocking=non_blocking)
     def detach(self)->'SparseTargets': return self.each(Tensor.detach)
     def clone(self)->'SparseTargets': return self.each(Tensor.clone)
     def pin_memory(self, device:Any=None)->'SparseTargets': # device: not used; a DataLoader gives one
@@ -373,10 +371,15 @@ def join_sparse(batches):
     numbers = all(isinstance(b.epsilon, (int, float)) and b.epsilon == first.epsilon for b in batches)
     eps = first.epsilon if numbers else torch.cat(list(map(each, batches)))
     indices = torch.cat([padded(b.indices) for b in batches])
-    def row(w): return has_values(w) and not w.stride(0) and (w.data_ptr(), w.shape[1])  # one row, shown many times
-    one = not torch.compiler.is_compiling() and row(first.weights) and len({row(b.weights) for b in batches}) == 1
-    weights = torch.cat([padded(b.weights[:1] if one else b.weights) for b in (batches[:1] if one else batches)])
-    return SparseTargets(indices, weights.expand(indices.shape[0], -1), eps, classes.pop(), validate=False)
+    def row(b):  # which is shown many times: its numbers, or where it lies
+        known, w = b.host_row, b.weights
+        if known is not None: return (*known, *[0.]*(most - len(known))), w.dtype
+        return (w.data_ptr(), w.shape[1]) if has_values(w) and not w.stride(0) else None
+    found, *others = {None} if torch.compiler.is_compiling() else {row(b) for b in batches}
+    one = found is not None and not others
+    kept = ([b for b in batches if len(b)] or batches)[:1] if one else batches
+    weights = torch.cat([padded(b.weights[:1] if one else b.weights) for b in kept]).expand(indices.shape[0], -1)
+    return SparseTargets(indices, weights, eps, classes.pop(), False, found[0] if one and first.host_row else None)
 
 def row_index(rows, num_rows):
     "An index of rows: an integer as a slice of one. Raises IndexError and TypeError."
@@ -414,7 +417,6 @@ def fields_of(fields, validate):
     if tuple(ids.shape) == shape: return ids, weights, eps if number is None else number, num_classes, False
     return ids.clamp(min=0), weights.masked_fill(ids < 0, 0.), eps, num_classes, False
 
-# %% ../nbs/losses/sparse_targets.ipynb #27c519cf
 def flatten(targets):
     "The tensors of SparseTargets, and the rest, as a pytree has them."
     number = targets.epsilon if isinstance(targets.epsilon, (Real, torch.SymFloat)) else None
@@ -422,8 +424,7 @@ def flatten(targets):
     return leaves, (number, targets.num_classes)
 
 def flatten_with_keys(targets):
-    leaves, rest = flatten(targets)
-    return [(GetAttrKey(name), leaf) for name, leaf in zip(FIELDS, leaves)], rest
+    return [(GetAttrKey(name), leaf) for name, leaf in zip(FIELDS, flatten(targets)[0])], flatten(targets)[1]
 
 def unflatten(leaves, rest):
     "SparseTargets from leaves, which may be no tensors."
@@ -438,13 +439,12 @@ Mapping.register(SparseTargets)
 # by both names, for files from before the class had a module of its own
 add_safe_globals([SparseTargets, (SparseTargets, 'softnce.targets.SparseTargets')])
 
+def collate_sparse(batch, *, collate_fn_map=None): return SparseTargets.cat(batch)
+
+default_collate_fn_map[SparseTargets] = collate_sparse
+
 # %% ../nbs/losses/sparse_targets.ipynb #d341daeb
 def collate(batch:list[Any], # samples of a Dataset, of any nesting
            )->Any:           # a batch
     "PyTorch's `default_collate`, which joins rows of `SparseTargets` too once this module is imported."
     return default_collate(batch)
-
-# %% ../nbs/losses/sparse_targets.ipynb #72c05461
-def collate_sparse(batch, *, collate_fn_map=None): return SparseTargets.cat(batch)
-
-default_collate_fn_map[SparseTargets] = collate_sparse

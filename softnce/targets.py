@@ -60,7 +60,7 @@ def smooth(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTa
         if background is not None:
             raise ValueError("background must be None for SparseTargets, whose background is uniform: use .dense()")
         eps = targets.epsilon + epsilon - targets.epsilon*epsilon
-        return SparseTargets(targets.indices, targets.weights, eps, targets.num_classes, validate=False)
+        return SparseTargets(targets.indices, targets.weights, eps, targets.num_classes, False, targets.host_row)
     check_simplex(targets, 'targets')
     eps = per_row(epsilon)
     if background is None: return (1-eps)*targets + eps/targets.shape[1]
@@ -86,20 +86,26 @@ def mix(targets:Targets,         # `(N, K)` rows of the simplex, or `SparseTarge
     if permutation.shape[0] != n:
         raise ValueError(f"permutation must have shape ({n},), got {tuple(permutation.shape)}")
     # no new tensor from a number: torch.compile would make one for each value of lam
+    number = None if isinstance(lam, Tensor) else lam
     lam = lam.to(like).reshape(-1, 1) if isinstance(lam, Tensor) else lam*like.new_ones(1, 1)
-    if isinstance(targets, SparseTargets): return mix_sparse(targets, lam, permutation)
+    if isinstance(targets, SparseTargets): return mix_sparse(targets, lam, permutation, number)
     return lam*targets + (1-lam)*targets[permutation]
 
 # %% ../nbs/losses/targets.ipynb #a62b58b4
-def mix_sparse(targets, lam, permutation):
-    "`mix` for SparseTargets: a row's classes beside its partner's."
+def mix_sparse(targets, lam, permutation, number=None):
+    "`mix` for SparseTargets: a row's classes beside its partner's; `number`: lam, where the host knows it."
     if per_row_epsilon(targets):
         raise ValueError("targets must have one epsilon to be mixed, got one per row: use .dense()")
     shared = targets.one_weight and lam.shape[0] == 1  # then the mixture has one row of weights, which its stride says
     mine, other = (targets.weights[:1],)*2 if shared else (targets.weights, targets.weights[permutation])
     weights = torch.cat([lam*mine, (1-lam)*other], 1).expand(targets.shape[0], -1)
     indices = torch.cat([targets.indices, targets.indices[permutation]], 1)
-    return SparseTargets(indices, weights, targets.epsilon, targets.num_classes, validate=False)
+    row = None if number is None else mixed_row(targets.host_row, number)
+    return SparseTargets(indices, weights, targets.epsilon, targets.num_classes, False, row)
+
+def mixed_row(row, lam):
+    "The numbers of one row of weights after mixing; None if they are not known."
+    return None if row is None else (*(lam*w for w in row), *((1-lam)*w for w in row))
 
 # %% ../nbs/losses/targets.ipynb #9a4ce141
 def sample_labels(targets:Targets,                 # `(N, K)` probabilities, SparseTargets, or `(N,)` class ids

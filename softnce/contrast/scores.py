@@ -35,7 +35,8 @@ from .expected_sums import expected_sums
 from .linear_sums import linear_sums
 from .layout import LOW, centred, in_full, masked, mean_score, own_score
 from .operators import backend, kernels_for
-from .sums import class_sums, count_sums, dense_sums, product_sums, sparse_sums, without_own
+from .sums import (beside_own, class_sums, count_sums, dense_sums, product_sums, sparse_sums,
+                                     without_own)
 from ..noise import ClosedForm, noise_of
 from ..rows import enter, flat
 from ..targets import (SparseTargets, check_targets, check_tensor, checks_values, has_values, kind_of,
@@ -152,10 +153,6 @@ def weighted_cross_entropy(scores, own, counts):
     if max(-low.item(), high.item()) > 64: return None
     return rows + log_counts[labels]
 
-def beside_own(others):
-    "log(1 + exp L): the loss from the sum over the others."
-    return -F.logsigmoid(-others)
-
 def sum_counts(scores, candidates):
     "Labels as candidates: a sum over the *other* classes, weighted by counts; `c` candidates have the own label."
     own, labels, keep, in_batch, present = candidates
@@ -228,7 +225,8 @@ def sum_sparse(scores, candidates):
     x, options = scores.values, dict(share=rows.share, in_batch=in_batch, one_weight=one_weight, log_eta=scores.log_eta,
                                      scale=scores.scale, num_rows=scores.num_rows)
     if own.probs is None:
-        return beside_own(sparse_sums(x, rows.ids, rows.weights, own.ids, own.weights, own_share=own.share, **options))
+        return sparse_sums(x, rows.ids, rows.weights, own.ids, own.weights, own_share=own.share, beside=True,
+                           reduction=scores.reduction, **options)
     x = full_precision(x)  # two gradients that nearly cancel are added: they must not be rounded before
     nothing = torch.zeros(x.shape[0], 1, dtype=torch.long, device=x.device)
     alone = sparse_sums(x, rows.ids, rows.weights, nothing, nothing.to(rows.weights), **options)

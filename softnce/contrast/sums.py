@@ -30,8 +30,8 @@ from torch import Tensor
 
 from .layout import (LOW, by_class, centred, empty_gradient, in_full, masked, mean_score, own_score,
                                      partners, row_blocks, with_mean, without_mean)
-from .operators import (callable_sum, check_floats, check_rows, differentiable, late_sum,
-                                        namespace, part, recorded, triton_for, weighted)
+from .operators import (callable_sum, check_floats, check_rows, differentiable, kernels_for,
+                                        late_sum, namespace, part, recorded, triton_for, weighted)
 from ..targets import without_autocast
 
 # %% ../../nbs/contrast/sums.ipynb #718563ac
@@ -153,7 +153,7 @@ def class_sums(logits:Tensor,          # `(N, K)`
     return class_sums_op(logits, ids, weights, share, probs, offset, own_offset, log_eta, list(exponents), float(scale),
                          reduction=reduction)
 
-# %% ../../nbs/contrast/sums.ipynb #8dc812e0
+# %% ../../nbs/contrast/sums.ipynb #03695dfe
 def count_sums_reference(logits, ids, weights, counts, log_eta, keep, scale, in_batch):
     "`count_sums` as plain formulas."
     log_own = (counts[ids[:, 0]] + (not in_batch)).clamp(min=1).log()
@@ -180,6 +180,10 @@ def without_own(u, in_batch):
     if not in_batch: return u
     rows, columns = (torch.arange(size, device=u.device) for size in u.shape)
     return u.masked_fill(rows[:, None] == columns, LOW)
+
+def beside_own(others):
+    "log(1 + exp L): the loss from the sum over the others."
+    return -F.logsigmoid(-others)
 
 # %% ../../nbs/contrast/sums.ipynb #c21870da
 def bag_block(table, ids, weights, share, own, start, groups):
@@ -276,6 +280,13 @@ def sparse_sums_op(logits:Tensor, ids:Tensor, weights:Tensor, share:Tensor|None,
     return run(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
                num_rows, with_grad)
 
+def sparse_losses_reference(*inputs_and_beside):
+    "`sparse_sums` as plain formulas, the last step of the loss among them."
+    *inputs, beside = inputs_and_beside
+    return beside_own(sparse_sums_reference(*inputs)) if beside else sparse_sums_reference(*inputs)
+
+sparse_losses = late_sum(sparse_losses_reference, 'sparse_totals', 'sparse_gradient')
+
 # %% ../../nbs/contrast/sums.ipynb #1d46643d
 def sparse_sums(logits:Tensor,          # `(N, K)`
                 ids:Tensor,             # `(M, S)` classes of the candidates
@@ -289,7 +300,9 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
                 in_batch:bool=True,     # candidate i is row i's own, and is left out of its sum
                 one_weight:bool=False,  # all candidates, and own targets in the batch, have the first one's weights
                 num_rows:int|None=None, # rows at a time; None: as many as keep blocks of M x rows small
-               )->Tensor:               # `(N,)`
+                beside:bool=False,      # the loss from this sum L, log(1 + exp L)
+                reduction:str='none',   # of the rows, which is done where it saves a launch: on a card
+               )->Tensor:               # `(N,)`, or a scalar
     "Log-sum-exp over sparse candidates, without the own one, minus the own score."
     check_floats(logits, weights=weights, own_weights=own_weights, share=share, own_share=own_share, log_eta=log_eta)
     check_rows(logits, ids, weights)
@@ -297,8 +310,12 @@ def sparse_sums(logits:Tensor,          # `(N, K)`
     if in_batch and ids.shape[0] < logits.shape[0]:
         raise ValueError(f"ids must hold at least the {logits.shape[0]} own candidates, got {ids.shape[0]}")
     if not ids.shape[0]: return logits.to(in_full(logits.dtype)).sum(1)  # an empty batch
-    return sparse_sums_op(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, float(scale), in_batch,
-                          bool(one_weight), num_rows or 0)
+    inputs = (logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, float(scale), in_batch,
+              bool(one_weight), num_rows or 0)
+    if kernels_for(logits, weights, share, own_weights, own_share, log_eta):
+        return sparse_losses(*inputs, beside, reduction=reduction)
+    rows = sparse_sums_op(*inputs)
+    return beside_own(rows) if beside else rows
 
 # %% ../../nbs/contrast/sums.ipynb #ff18285a
 def product_sums_reference(a:Tensor, b:Tensor, shift:Tensor|None=None, log_eta:Tensor|None=None,
@@ -406,9 +423,9 @@ def product_sums(a:Tensor,           # `(N, d)` embeddings; or logits `(N, K)`, 
     if not b.shape[0]: return a.sum(1)  # an empty batch
     return product_sums_call(a, b, shift, log_eta, float(scale), in_batch, linear, num_rows or 0)
 
-# %% ../../nbs/contrast/sums.ipynb #c6da9e2e
+# %% ../../nbs/contrast/sums.ipynb #3e47bf5c
 def dense_sums_reference(logits, probs, shift, log_eta, scale, num_rows):
     "`dense_sums` as plain formulas: the loss, log(1 + exp of the sum over the others)."
-    return -F.logsigmoid(-product_sums_reference(logits, probs, shift, log_eta, scale, True, False))
+    return beside_own(product_sums_reference(logits, probs, shift, log_eta, scale, True, False))
 
 dense_sums = late_sum(dense_sums_reference, 'dense_totals', 'dense_gradient')  # of rows in the batch, on a card

@@ -29,9 +29,9 @@ import triton.language as tl
 from torch import Tensor
 
 from softnce.contrast.layout import empty_gradient, in_full
-from softnce.contrast.triton_common import (FLOOR, NO_ENTRIES, block_scores, by_row, entries_of, exactly, join_parts,
-                                            largest_of_row, masked, own_of_row, pieces, precision, row_at, row_options,
-                                            scores_at)
+from softnce.contrast.triton_common import (FLOOR, NO_ENTRIES, Entries, block_scores, by_row, entries_of, exactly,
+                                            join_parts, largest_of_row, masked, own_of_row, pieces, precision, row_at,
+                                            row_factor, row_options, scores_at)
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #b7c53c49
 @triton.jit
@@ -152,10 +152,10 @@ def piece_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, PI
 
 @triton.jit(do_not_specialize=['N', 'piece', 'stride', 'grad_stride'])
 def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, Z, Q, PIECES, OWN_IDS, OWN_W,
-                    OWN_SHARE, GRAD, N, K, piece, stride, w_stride, own_stride, grad_stride, scale:tl.float64,
-                    S:tl.constexpr, OWN_S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr,
-                    BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_M:tl.constexpr):
-    "Gradient of a block of rows by a block of classes."
+                    OWN_SHARE, G, SLOPE, GRAD, N, K, piece, stride, w_stride, own_stride, grad_stride, g_stride,
+                    scale:tl.float64, each:tl.float64, S:tl.constexpr, OWN_S:tl.constexpr, IN_BATCH:tl.constexpr,
+                    DTYPE:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_M:tl.constexpr):
+    "Gradient of a block of rows by a block of classes; a row counts `each` times G, times SLOPE, each where it is there."
     blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, DTYPE)
     rows, in_rows, largest, mean = rows_of_block(tl.program_id(0)//blocks, N, LARGEST, MEAN, DTYPE, BLOCK_N)
     top, z = tl.load(TOP + rows, mask=in_rows, other=0.), tl.load(Z + rows, mask=in_rows, other=1.)
@@ -189,7 +189,8 @@ def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP,
     if SHARE is not None: g += tl.load(Q + rows, mask=in_rows, other=0.)[None, :]/K
     if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + rows, mask=in_rows, other=0.)[None, :]/K
     at = GRAD + k.to(tl.int64)[:, None]*grad_stride + rows[None, :]
-    tl.store(at, scale*g, mask=(k < K)[:, None] & in_rows[None, :])
+    factor = row_factor(rows, in_rows, G, SLOPE, g_stride, each, scale, DTYPE)
+    tl.store(at, factor[None, :]*g, mask=(k < K)[:, None] & in_rows[None, :])
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #9a799a17
 class Sparse(NamedTuple):
@@ -255,7 +256,7 @@ def candidates_of_part(table, M):
     parts = max(1, min(parts, triton.cdiv(M, 128)))  # of 128 candidates or more
     return triton.cdiv(triton.cdiv(M, parts), 64)*64
 
-def launch_lse(table, rows, candidates, log_eta, scale, in_batch, entries):
+def launch_lse(table, rows, candidates, log_eta, scale, in_batch, entries, slope):
     "Largest candidate score, sum, and share of the mean `(N,)` of each row; and the rows' results."
     N, M, size = rows.own.shape[0], candidates.ids.shape[0], rows_per_program(table)
     per_part = candidates_of_part(table, M)
@@ -281,7 +282,7 @@ def launch_lse(table, rows, candidates, log_eta, scale, in_batch, entries):
         BLOCK_N=size,
         BLOCK_M=TILE//size)
     if candidates.share is None: memory[2] = None
-    return join_parts(*memory, parts, rows.own, entries)
+    return join_parts(*memory, parts, rows.own, entries, slope)
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #3cb4d3df
 PIECE_PROGRAMS = 2**14  # 15 times what an H100 holds, so that it is never long without; their sums are 2 MiB of fp32
@@ -321,7 +322,7 @@ def launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, to
         BLOCK_M=TILE//size//2)
     return sums, piece
 
-def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums):
+def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, g, each, slope):
     "The gradient `(N, K)`, stored by class, in the precision of the logits."
     K, N, size = table.shape[0], rows.own.shape[0], rows_per_program(table)
     of_pieces, piece = launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, sums[0])
@@ -337,6 +338,8 @@ def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_ba
         *sums,
         of_pieces,
         *own,
+        g,
+        slope,
         gradient,
         N,
         K,
@@ -345,7 +348,9 @@ def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_ba
         candidates.weights.stride(0),
         own.weights.stride(0),
         gradient.stride(1),
+        0 if g is None else g.stride(0),
         scale,
+        each,
         S=candidates.ids.shape[1],
         OWN_S=own.ids.shape[1],
         IN_BATCH=in_batch,
@@ -356,11 +361,16 @@ def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_ba
     return gradient
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #db943acc
-def bag_sums(logits, candidates, own, log_eta, scale, in_batch, with_grad):
-    "By candidates: no N x M matrix at any size."
+def bag_totals(logits, candidates, own, log_eta, scale, in_batch, beside, with_grad):
+    "By candidates, no N x M matrix at any size: sums, or losses if own ones stand beside; and what the gradient needs."
     rows = row_constants(logits, own, log_eta, scale, mean=candidates.share is not None or own.share is not None)
     table = table_of(logits)
     entries = entries_of(candidates.ids, logits.shape[1]) if with_grad else NO_ENTRIES
-    *sums, total = launch_lse(table, rows, candidates, log_eta, scale, in_batch, entries)
-    if not with_grad: return total, logits.new_empty(0)
-    return total, launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums)
+    slope = torch.empty_like(rows.own) if beside else None
+    *sums, total = launch_lse(table, rows, candidates, log_eta, scale, in_batch, entries, slope)
+    return total, *([table, *rows, *entries[:3], *sums, slope] if with_grad else [])
+
+def bag_gradient(g, each, left, candidates, own, log_eta, scale, in_batch):
+    "The gradient of rows that count `each` times `g` `(N,)`, or 1, from what `bag_totals` left."
+    table, rows, entries, sums, slope = left[0], Rows(*left[1:5]), Entries(*left[5:8], False), left[8:11], left[11]
+    return launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, g, each, slope)

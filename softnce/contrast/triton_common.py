@@ -143,8 +143,26 @@ def row_options(x:Tensor,    # `(n, width)` of any row stride
 
 # %% ../../nbs/contrast/triton_common.ipynb #f525ec13
 @triton.jit
-def join_rows(block, TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, N, parts, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
-    "Largest scores and sums of rows from those of the parts, always in the same order; and the rows' results."
+def softplus(d):
+    "log(1 + exp d), with its digits however small; and its derivative."
+    y = tl.exp(-tl.abs(d))
+    u = 1. + y
+    log = tl.where(u == 1., y, y*tl.log(u)/tl.where(u == 1., 1., u - 1.))
+    return log + tl.where(d < 0., 0., d), tl.where(d < 0., y, 1.)/u
+
+@triton.jit
+def row_factor(rows, in_rows, G, SLOPE, g_stride, each, scale, DTYPE:tl.constexpr):
+    "What the gradient of rows is multiplied by: `each` and the scale, and G and SLOPE where they are there."
+    factor = tl.full((rows.shape[0],), 1., DTYPE)*(scale*exactly(each, DTYPE))
+    if G is not None: factor *= tl.load(G + rows*g_stride, mask=in_rows, other=0.)
+    if SLOPE is not None: factor *= tl.load(SLOPE + rows, mask=in_rows, other=0.)
+    return factor
+
+@triton.jit
+def join_rows(block, TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, SLOPE, N, parts, DTYPE:tl.constexpr, BLOCK:tl.constexpr):
+    """Largest scores and sums of rows from those of the parts, always in the same order; and the rows' results.
+
+    With SLOPE the results are the losses log(1 + exp sum), and it is their derivative."""
     rows = block.to(tl.int64)*BLOCK + tl.arange(0, BLOCK)
     there, at = rows < N, rows
     top, z, q = tl.full((BLOCK,), float('-inf'), DTYPE), tl.zeros((BLOCK,), DTYPE), tl.zeros((BLOCK,), DTYPE)
@@ -157,7 +175,11 @@ def join_rows(block, TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, N, parts, DTYPE:tl.con
     tl.store(TOP + rows, top, mask=there)
     tl.store(Z + rows, z, mask=there)
     if QS is not None: tl.store(Q + rows, q/z, mask=there)
-    tl.store(TOTAL + rows, tl.log(z) + (top - tl.load(OWN + rows, mask=there, other=0.)), mask=there)
+    total = tl.log(z) + (top - tl.load(OWN + rows, mask=there, other=0.))
+    if SLOPE is not None:
+        total, slope = softplus(total)
+        tl.store(SLOPE + rows, slope, mask=there)
+    tl.store(TOTAL + rows, total, mask=there)
 
 @triton.jit
 def count_before(block, KEYS, ENTRY, BEGIN, E, K, BLOCK:tl.constexpr, STEP:tl.constexpr):
@@ -187,12 +209,12 @@ def find_classes(block, KEYS, BEGIN, E, K, halvings, BLOCK:tl.constexpr):
     tl.store(BEGIN + k, low.to(tl.int64), mask=k <= K)
 
 @triton.jit(do_not_specialize=['N', 'parts', 'E', 'halvings'])
-def join_kernel(TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, KEYS, ENTRY, BEGIN, N, parts, E, K, halvings, SORTED:tl.constexpr,
-                DTYPE:tl.constexpr, BLOCK:tl.constexpr, BLOCK_E:tl.constexpr, STEP:tl.constexpr):
+def join_kernel(TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, SLOPE, KEYS, ENTRY, BEGIN, N, parts, E, K, halvings,
+                SORTED:tl.constexpr, DTYPE:tl.constexpr, BLOCK:tl.constexpr, BLOCK_E:tl.constexpr, STEP:tl.constexpr):
     "The first programs join the parts of the rows; the others, if there are KEYS, put entries in the order of classes."
     block, joins = tl.program_id(0), tl.cdiv(N, BLOCK)
     if KEYS is None or block < joins:
-        join_rows(block, TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, N, parts, DTYPE, BLOCK)
+        join_rows(block, TOPS, ZS, QS, OWN, TOP, Z, Q, TOTAL, SLOPE, N, parts, DTYPE, BLOCK)
     elif SORTED: find_classes(block - joins, KEYS, BEGIN, E, K, halvings, BLOCK_E)
     else: count_before(block - joins, KEYS, ENTRY, BEGIN, E, K, BLOCK_E, STEP)
 
@@ -219,8 +241,8 @@ def pieces(count, size, dtype, device):
 
 NO_ENTRIES = Entries(None, None, None, False)
 
-def join_parts(tops, sums, shares, parts, own, entries=NO_ENTRIES):
-    "Top, sum and share of the mean of rows `(N,)` from those of their parts `(parts*N,)`, and the results."
+def join_parts(tops, sums, shares, parts, own, entries=NO_ENTRIES, slope=None):
+    "Top, sum and share of the mean of rows `(N,)` from those of their parts `(parts*N,)`, and results; `slope`: theirs."
     N, total = own.shape[0], torch.empty_like(own)
     top, z, q = pieces(3, N, own.dtype, own.device)
     E, K, block = 0, 0, 128 if entries.sorted else 64  # counting takes more registers
@@ -235,6 +257,7 @@ def join_parts(tops, sums, shares, parts, own, entries=NO_ENTRIES):
         z,
         q,
         total,
+        slope,
         *entries[:3],
         N,
         parts,

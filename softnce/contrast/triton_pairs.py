@@ -20,14 +20,18 @@ Rows in which it underflows, or in which the own term is nearly all of it, are d
 """
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #52f649bf
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from softnce.contrast.layout import empty_gradient, in_full
-from softnce.contrast.triton_candidates import Sparse, bag_sums, row_constants
+from softnce.contrast.operators import keeps_graph
+from softnce.contrast.triton_candidates import Rows, Sparse, bag_gradient, bag_totals, row_constants
 from softnce.contrast.triton_common import (FLOOR, by_row, exactly, join_parts, on_its_device, online, pieces,
-                                            scores_at, stored)
+                                            row_factor, scores_at, softplus, stored)
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #fac4ae11
 @triton.jit(do_not_specialize=['M'])
@@ -54,7 +58,7 @@ def own_pairs(rows, in_rows, OWN_IDS, MINE:tl.constexpr):
 
 @triton.jit
 def pair_products(row, at, k, rows, in_rows, top, best, w, scale, LOG_ETA, C, OWN_IDS, K, MINE:tl.constexpr,
-                  IN_BATCH:tl.constexpr, BLOCK_J:tl.constexpr):
+                  IN_BATCH:tl.constexpr, PRECISION:tl.constexpr, BLOCK_J:tl.constexpr):
     "Sums over the other class of a pair `(n, k)`: C counts pairs by other class and class; without a row's own pair."
     sums = tl.zeros((rows.shape[0], k.shape[0]), tl.float32)
     if IN_BATCH: own_mine, own_other = own_pairs(rows, in_rows, OWN_IDS, MINE)
@@ -64,7 +68,7 @@ def pair_products(row, at, k, rows, in_rows, top, best, w, scale, LOG_ETA, C, OW
         e = pair_exponentials(row, at, j[None, :], mask, top, best, w, scale, LOG_ETA)
         if IN_BATCH: e = tl.where(j[None, :] == own_other, 0., e)
         c = tl.load(C + j[:, None]*K + k[None, :], mask=(j < K)[:, None] & (k < K)[None, :], other=0.)
-        sums += tl.dot(e, c, input_precision='tf32x3')
+        sums += tl.dot(e, c, input_precision=PRECISION)
     if IN_BATCH:
         e = pair_exponentials(row, at, own_other, in_rows[:, None], top, best, w, scale, LOG_ETA)
         c = tl.load(C + own_other*K + k[None, :], mask=in_rows[:, None] & (k < K)[None, :], other=0.)
@@ -82,11 +86,22 @@ def without_own(g, k, rows, in_rows, OWN_IDS, OWN_W, OWN_SHARE, K, own_stride, O
     return g
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #e20ad799
+@triton.jit
+def pair_sums(row, at, k, rows, in_rows, here, top, best, W, scale, LOG_ETA, COUNTS, OWN_IDS, K, MINE:tl.constexpr,
+              IN_BATCH:tl.constexpr, PRECISION:tl.constexpr, BLOCK_J:tl.constexpr):
+    "Sums over the pairs `(n, k)` in which classes `k` are first (MINE=0), or second (MINE=1)."
+    sums = pair_products(row, at, k, rows, in_rows, top, best, tl.load(W + 1-MINE), scale, LOG_ETA,
+                         COUNTS + (1-MINE)*K*K, OWN_IDS, K, MINE, IN_BATCH, PRECISION, BLOCK_J)
+    return sums*pair_exponentials(row, at, k[None, :], here, top, best, tl.load(W + MINE), scale, LOG_ETA)
+
 @triton.jit(do_not_specialize=['N', 'half_stride', 'grad_stride'])
-def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST, TOPS, ZS, Z, HALF, GRAD, N, K, stride,
-                own_stride, half_stride, grad_stride, scale:tl.float64, MINE:tl.constexpr, OWN_S:tl.constexpr,
-                IN_BATCH:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_J:tl.constexpr):
-    "Of a block of rows and of classes, these first in a pair (MINE=0): sums; second (MINE=1): gradients."
+def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST, TOPS, ZS, Z, G, SLOPE, HALF, GRAD, N, K,
+                stride, own_stride, half_stride, grad_stride, g_stride, scale:tl.float64, each:tl.float64,
+                MINE:tl.constexpr, OWN_S:tl.constexpr, IN_BATCH:tl.constexpr, PRECISION:tl.constexpr,
+                BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_J:tl.constexpr):
+    """Of a block of rows and of classes, these first in a pair (MINE=0): sums; second (MINE=1): gradients.
+
+    HALF is what the first leaves of the gradient, in fp32; without it both sides are summed for it."""
     blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, tl.float32)
     block = tl.program_id(0) % blocks  # neighbours share their rows
     first = (tl.program_id(0)//blocks).to(tl.int64)*BLOCK_N
@@ -96,18 +111,21 @@ def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST,
     top = tl.load(LARGEST + rows, mask=in_rows, other=0.)[:, None]
     best = tl.load(BEST + rows, mask=in_rows, other=0.)[:, None]
     mine, other = tl.load(W + MINE), tl.load(W + 1-MINE)
-    sums = pair_products(row, at, k, rows, in_rows, top, best, other, scale, LOG_ETA, COUNTS + (1-MINE)*K*K, OWN_IDS, K,
-                         MINE, IN_BATCH, BLOCK_J)
-    sums *= pair_exponentials(row, at, k[None, :], here, top, best, mine, scale, LOG_ETA)
+    sums = pair_sums(row, at, k, rows, in_rows, here, top, best, W, scale, LOG_ETA, COUNTS, OWN_IDS, K, MINE, IN_BATCH,
+                     PRECISION, BLOCK_J)
     half, out = k.to(tl.int64)[None, :]*half_stride + rows[:, None], block.to(tl.int64)*N + rows
     if MINE == 0:
         tl.store(ZS + out, tl.sum(tl.where(here, sums, 0.), 1), mask=in_rows)
         tl.store(TOPS + out, tl.sum(best*(mine + other), 1), mask=in_rows)
         if HALF is not None: tl.store(HALF + half, mine*sums, mask=here)
     else:
-        g = (tl.load(HALF + half, mask=here, other=0.) + mine*sums)/tl.load(Z + rows, mask=in_rows, other=1.)[:, None]
+        if HALF is not None: g = tl.load(HALF + half, mask=here, other=0.) + mine*sums
+        else: g = mine*sums + other*pair_sums(row, at, k, rows, in_rows, here, top, best, W, scale, LOG_ETA, COUNTS,
+                                              OWN_IDS, K, 0, IN_BATCH, PRECISION, BLOCK_J)
+        g /= tl.load(Z + rows, mask=in_rows, other=1.)[:, None]
         g = without_own(g, k, rows, in_rows, OWN_IDS, OWN_W, OWN_SHARE, K, own_stride, OWN_S)
-        tl.store(GRAD + k.to(tl.int64)[None, :]*grad_stride + rows[:, None], scale*g, mask=here)
+        g *= row_factor(rows, in_rows, G, SLOPE, g_stride, each, scale, tl.float32)[:, None]
+        tl.store(GRAD + k.to(tl.int64)[None, :]*grad_stride + rows[:, None], g, mask=here)
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #99e774ca
 TOO_SMALL = tl.constexpr(1e-20)  # what underflows is below 1e-38 a candidate: nothing, beside a sum above this
@@ -123,10 +141,10 @@ def row_candidates(row, m, M, i, IDS, W, top, scale, LOG_ETA, IN_BATCH:tl.conste
     return tl.where(m < M, u, float('-inf'))
 
 @triton.jit(do_not_specialize=['M', 'grad_stride'])
-def again_kernel(L, LOG_ETA, IDS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, OWN, Z, TOTAL, GRAD, M, K, stride, own_stride,
-                 grad_stride, scale:tl.float64, OWN_S:tl.constexpr, IN_BATCH:tl.constexpr, BLOCK_M:tl.constexpr,
-                 BLOCK_K:tl.constexpr):
-    "Sum and gradient of a row whose pairs underflowed, by candidates."
+def again_kernel(L, LOG_ETA, IDS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, OWN, Z, G, SLOPE, TOTAL, GRAD, M, K, stride,
+                 own_stride, grad_stride, g_stride, scale:tl.float64, each:tl.float64, OWN_S:tl.constexpr,
+                 IN_BATCH:tl.constexpr, BLOCK_M:tl.constexpr, BLOCK_K:tl.constexpr):
+    "Sum, or gradient, of a row whose pairs underflowed, by candidates."
     i = tl.program_id(0).to(tl.int64)
     if tl.load(Z + i) >= TOO_SMALL: return
     row, top, scale = L + i*stride, tl.load(LARGEST + i), exactly(scale, tl.float32)
@@ -134,8 +152,16 @@ def again_kernel(L, LOG_ETA, IDS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, OWN, Z,
     for start in range(0, M, BLOCK_M):
         u = row_candidates(row, start + tl.arange(0, BLOCK_M), M, i, IDS, W, top, scale, LOG_ETA, IN_BATCH)
         high, z = online(u, high, z)
-    tl.store(TOTAL + i, tl.log(z) + (high - tl.load(OWN + i)))
+    if TOTAL is not None:
+        total = tl.log(z) + (high - tl.load(OWN + i))
+        if SLOPE is not None:
+            total, slope = softplus(total)
+            tl.store(SLOPE + i, slope)
+        tl.store(TOTAL + i, total)
     if GRAD is not None:
+        factor = scale*exactly(each, tl.float32)
+        if G is not None: factor *= tl.load(G + i*g_stride)
+        if SLOPE is not None: factor *= tl.load(SLOPE + i)
         for first in range(0, K, BLOCK_K):
             k, g = first + tl.arange(0, BLOCK_K), tl.zeros((BLOCK_K,), tl.float32)
             for start in range(0, M, BLOCK_M):
@@ -147,13 +173,19 @@ def again_kernel(L, LOG_ETA, IDS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, OWN, Z,
             for c in range(OWN_S):
                 g -= tl.where(k == tl.load(OWN_IDS + i*OWN_S + c), tl.load(OWN_W + i*own_stride + c), 0.)
             if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + i)/K
-            tl.store(GRAD + k.to(tl.int64)*grad_stride + i, scale*g, mask=k < K)
+            tl.store(GRAD + k.to(tl.int64)*grad_stride + i, factor*g, mask=k < K)
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #b7b04c29
 # the largest without spills, 16 sums a thread; all registers, or the assembler spills some for a second program
 PAIR_BLOCKS = dict(BLOCK_N=64, BLOCK_K=64, BLOCK_J=16, num_warps=8, maxnreg=255)
 
-def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch, memory, z, half, gradient):
+class Weights(NamedTuple):
+    "What rows count in a gradient: `each` times `g`, times `slope`, each where it is there."
+    g:Tensor|None = None     # `(N,)`
+    each:float = 1.
+    slope:Tensor|None = None # `(N,)` of the loss by the sum
+
+def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch, memory, z, half, gradient, weights):
     "One of the two products: the first without `z`, which it computes into `memory`, the second with it."
     N, K = logits.shape
     pair_kernel[(triton.cdiv(N, PAIR_BLOCKS['BLOCK_N'])*triton.cdiv(K, PAIR_BLOCKS['BLOCK_K']),)](
@@ -166,6 +198,8 @@ def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch
         rows.best,
         *memory,
         z,
+        weights.g,
+        weights.slope,
         half,
         gradient,
         N,
@@ -174,13 +208,17 @@ def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch
         own.weights.stride(0),
         0 if half is None else half.stride(1),
         0 if gradient is None else gradient.stride(1),
+        0 if weights.g is None else weights.g.stride(0),
         scale,
+        weights.each,
         MINE=0 if z is None else 1,
         OWN_S=own.ids.shape[1],
         IN_BATCH=in_batch,
+        # what is rounded to 16 bits needs no more than 10 bits of the products, and a third of the time
+        PRECISION='tf32' if z is not None and half is None else 'tf32x3',
         **PAIR_BLOCKS)
 
-def launch_again(logits, candidates, own, rows, log_eta, scale, in_batch, z, total, gradient):
+def launch_again(logits, candidates, own, rows, log_eta, scale, in_batch, z, total, gradient, weights):
     "Rows that underflowed, once more."
     again_kernel[(logits.shape[0],)](
         logits,
@@ -191,6 +229,8 @@ def launch_again(logits, candidates, own, rows, log_eta, scale, in_batch, z, tot
         rows.largest,
         rows.own,
         z,
+        weights.g,
+        weights.slope,
         total,
         gradient,
         candidates.ids.shape[0],
@@ -198,48 +238,80 @@ def launch_again(logits, candidates, own, rows, log_eta, scale, in_batch, z, tot
         logits.stride(0),
         own.weights.stride(0),
         0 if gradient is None else gradient.stride(1),
+        0 if weights.g is None else weights.g.stride(0),
         scale,
+        weights.each,
         OWN_S=own.ids.shape[1],
         IN_BATCH=in_batch,
         BLOCK_M=64,
         BLOCK_K=64)
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #b85f5135
-def pair_sums(logits, candidates, own, log_eta, scale, in_batch, with_grad):
-    "By pairs of classes, of candidates that share one pair of weights."
-    (N, K), M = logits.shape, candidates.ids.shape[0]
-    logits = by_row(logits) if logits.stride(0) < 2**25 else logits.contiguous()  # 64 rows within 32 bits
+def near(logits): # 64 rows within 32 bits
+    return by_row(logits) if logits.stride(0) < 2**25 else logits.contiguous()
+
+def pair_totals(logits, candidates, own, log_eta, scale, in_batch, beside, with_grad):
+    "By pairs of classes, of candidates that share one pair of weights: as `bag_totals`."
+    logits, M, K = near(logits), candidates.ids.shape[0], logits.shape[1]
     rows = row_constants(logits, own, log_eta, scale, best=True, mean=own.share is not None)
     counts = torch.zeros(2, K, K, dtype=torch.float32, device=logits.device)
     pair_counts_kernel[(triton.cdiv(M, 256),)](candidates.ids, counts, M, K, BLOCK=256)
-    parts = triton.cdiv(K, PAIR_BLOCKS['BLOCK_K'])
-    memory = pieces(2, parts*N, counts.dtype, counts.device)
-    gradient = empty_gradient(logits, by_class=True) if with_grad else None
-    half = gradient  # in fp32
-    if with_grad and gradient.dtype != torch.float32: half = counts.new_empty(K, N).t()
-    inputs = logits, counts, candidates, own, rows, log_eta, scale, in_batch, memory
-    launch_pairs(*inputs, None, half, gradient)
-    _, z, _, total = join_parts(*memory, None, parts, rows.own)
-    if with_grad: launch_pairs(*inputs, z, half, gradient)
-    launch_again(logits, candidates, own, rows, log_eta, scale, in_batch, z, total, gradient)
-    return total, gradient if with_grad else logits.new_empty(0)
+    parts, slope = triton.cdiv(K, PAIR_BLOCKS['BLOCK_K']), torch.empty_like(rows.own) if beside else None
+    memory = pieces(2, parts*len(logits), counts.dtype, counts.device)
+    half = empty_gradient(logits, by_class=True) if with_grad and logits.dtype == torch.float32 else None
+    inputs = logits, candidates, own, rows, log_eta, scale, in_batch
+    launch_pairs(logits, counts, *inputs[1:], memory, None, half, None, Weights())
+    _, z, _, total = join_parts(*memory, None, parts, rows.own, slope=slope)
+    launch_again(*inputs, z, total, None, Weights(slope=slope))
+    return total, *([half, counts, *rows, z, slope] if with_grad else [])
+
+def pair_gradient(g, each, left, logits, candidates, own, log_eta, scale, in_batch, last):
+    "The gradient as `bag_gradient`, from what `pair_totals` left; `last`: nobody will ask for it again."
+    half, counts, rows, z, weights = left[0], left[1], Rows(*left[2:6]), left[6], Weights(g, each, left[7])
+    logits, nothing = near(logits), (None, None)
+    gradient = half if half is not None and last else empty_gradient(logits, by_class=True)
+    inputs = logits, candidates, own, rows, log_eta, scale, in_batch
+    launch_pairs(logits, counts, *inputs[1:], nothing, z, half, gradient, weights)
+    launch_again(*inputs, z, None, gradient, weights)
+    return gradient
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #c7c69510
 def use_pairs(M, K, dtype): # tensor cores have no float64; above 4096 classes the counts alone take 128 MiB
     return dtype != torch.float64 and K <= 4096 and 64*M > K*K
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #deb303da
-@on_its_device
-def sparse_sums(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
-                num_rows, with_grad):
-    "Sums and gradient as `sparse_sums_torch` of `softnce.contrast.sums`; no N x M matrix, so `num_rows` has no use."
-    N, K = logits.shape
-    if not N: return logits.new_empty(0, dtype=in_full(logits.dtype)), empty_gradient(logits, by_class=True)
-    candidates, own = as_stored(ids, weights, share), as_stored(own_ids, own_weights, own_share)
-    by_pairs = one_weight and ids.shape[1] == 2 and share is None and use_pairs(ids.shape[0], K, logits.dtype)
-    run = pair_sums if by_pairs else bag_sums
-    return run(logits, candidates, own, log_eta, scale, in_batch, with_grad)
+def by_pairs(logits, ids, share, one_weight):
+    return one_weight and ids.shape[1] == 2 and share is None and use_pairs(ids.shape[0], logits.shape[1], logits.dtype)
 
 def as_stored(ids, weights, share):
     "`Sparse` as the kernels read it: one row of weights, shown many times, stays one."
     return Sparse(ids.contiguous(), by_row(weights), stored(share))
+
+@on_its_device
+def sparse_totals(logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight,
+                  num_rows, beside, with_grad):
+    """Sums, or the losses log(1 + exp sum) of own candidates `beside` them, and what their gradient needs.
+
+    No N x M matrix, so `num_rows` has no use."""
+    if not len(logits): return logits.new_empty(0, dtype=in_full(logits.dtype)),
+    candidates, own = as_stored(ids, weights, share), as_stored(own_ids, own_weights, own_share)
+    begin = pair_totals if by_pairs(logits, ids, share, one_weight) else bag_totals
+    return begin(logits, candidates, own, log_eta, scale, in_batch, beside, with_grad)
+
+def sparse_gradient(g, each, *left_and_inputs):
+    "The gradient of rows that count `each` times `g` `(N,)`, or 1, from what `sparse_totals` left."
+    *left, logits, ids, weights, share, own_ids, own_weights, own_share, log_eta, scale, in_batch, one_weight, _, _ = \
+        left_and_inputs
+    candidates, own = as_stored(ids, weights, share), as_stored(own_ids, own_weights, own_share)
+    with torch.cuda.device_of(logits):
+        if not by_pairs(logits, ids, share, one_weight):
+            return bag_gradient(g, each, left, candidates, own, log_eta, scale, in_batch)
+        return pair_gradient(g, each, left, logits, candidates, own, log_eta, scale, in_batch,
+                             last=g is None or not keeps_graph())
+
+def sparse_sums(*inputs_and_with_grad):
+    "Sums and gradient as `sparse_sums_torch` of `softnce.contrast.sums`: for an operator, which returns both."
+    *inputs, with_grad = inputs_and_with_grad
+    total, *left = sparse_totals(*inputs, False, with_grad)
+    if not len(total): return total, empty_gradient(inputs[0], by_class=True)
+    return total, sparse_gradient(None, 1., *left, *inputs, False) if with_grad else inputs[0].new_empty(0)

@@ -33,8 +33,12 @@ import triton.language as tl
 from softnce.contrast.layout import FAR, empty_gradient, in_full, row_blocks
 from softnce.contrast.operators import NUM_STATS, keeps_graph
 from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, on_its_device,
-                                            online, own_of_row, row_at, row_options, row_part, scores_at, stored)
-from softnce.contrast.triton_pairs import sparse_sums as sparse_sums  # the sums ask this page for all kernels
+                                            online, own_of_row, row_at, row_options, row_part, scores_at, softplus,
+                                            stored)
+from softnce.contrast.triton_pairs import sparse_gradient as sparse_gradient  # the sums ask this page for all kernels
+from softnce.contrast.triton_pairs import sparse_sums as sparse_sums
+from softnce.contrast.triton_pairs import sparse_totals as sparse_totals
+from softnce.targets import without_autocast
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
 @triton.jit
@@ -69,7 +73,7 @@ def own_weights(k, there, i, K, IDS, W, w_stride, PROBS, S:tl.constexpr, DTYPE:t
         for c in range(S): own += tl.where(k == tl.load(IDS + i*S + c), tl.load(W + i*w_stride + c), 0.)
     return own
 
-# %% ../../nbs/contrast/triton_sums.ipynb #cfe94172
+# %% ../../nbs/contrast/triton_sums.ipynb #d19527e3
 @triton.jit
 def relative_to(top, l, scale):
     "The largest logit with those of a block; what scores are relative to, 0 where all are masked; how they have moved."
@@ -77,14 +81,6 @@ def relative_to(top, l, scale):
     before = tl.where(top == float('-inf'), new, top)
     moved = tl.where(new == float('-inf'), 0., scale*(before - new))
     return new, tl.where(new == float('-inf'), 0., new), moved
-
-@triton.jit
-def softplus(d):
-    "log(1 + exp d), with its digits however small; and its derivative."
-    y = tl.exp(-tl.abs(d))
-    u = 1. + y
-    log = tl.where(u == 1., y, y*tl.log(u)/tl.where(u == 1., 1., u - 1.))
-    return log + tl.where(d < 0., 0., d), tl.where(d < 0., y, 1.)/u
 
 @triton.jit
 def beside_own(others, i, COUNTS, IDS, IN_BATCH:tl.constexpr):
@@ -138,7 +134,7 @@ def class_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, COUNTS, T
     tl.store(TOTAL + i, total)
     if STATS_OF is not None: store_stats(STATS_OF, i, top, top1, z1, top2, z2, slope)
 
-# %% ../../nbs/contrast/triton_sums.ipynb #54376752
+# %% ../../nbs/contrast/triton_sums.ipynb #07ccd595
 @triton.jit
 def class_gradient_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, OWN_OFFSET, COUNTS, STATS_OF, G, GRAD, K, stride,
                           w_stride, next_offset, g_stride, scale:tl.float64, t1:tl.float64, t2:tl.float64,
@@ -446,7 +442,7 @@ def softmax_without_own(u, start):
     launch_softmax(u, total, start)
     return total
 
-# %% ../../nbs/contrast/triton_sums.ipynb #4e9181b9
+# %% ../../nbs/contrast/triton_sums.ipynb #8d3d376c
 @triton.jit
 def centre_kernel(L, LOG_ETA, OUT, K, stride, scale:tl.float64, DTYPE:tl.constexpr, ALIGN:tl.constexpr,
                   WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
@@ -479,7 +475,7 @@ def dense_totals(logits, probs, shift, log_eta, scale, num_rows, with_grad):
     "Losses among dense targets of the batch, `num_rows` at a time or as many as are cheap, and their gradient."
     logits, total = by_row(logits), logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
     gradient = empty_gradient(logits) if with_grad else logits.new_empty(0)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits):
         for r in row_blocks(len(logits), len(probs), num_rows*len(probs) or PRODUCT):
             s = centred_rows(logits[r], log_eta, scale)
             u = s @ probs.T if shift is None else torch.addmm(shift, s, probs.T)

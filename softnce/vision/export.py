@@ -25,10 +25,8 @@ __doc__ = """The folder that `softnce export RUN --to DIR` writes: a model to ha
 """
 
 # %% ../../nbs/vision/export.ipynb #2d5d3060
-import math
 from importlib import util
 from pathlib import Path
-from typing import Any
 from ..runs import UsageError
 from ..runs.model_folder import Model, write_config, write_folder
 from ..runs.run import Run
@@ -38,9 +36,10 @@ from .predictions import check_entries
 _SHOWN = dict(top1='top-1', top5='top-5', nll='NLL', nll_fitted='NLL, fitted', ece_fitted='ECE, fitted',
               brier_fitted='Brier, fitted')
 
-def _interval(share, rows, z=1.96): # Wilson's
-    middle, half = share*rows + z*z/2, z*math.sqrt(share*(1-share)*rows + z*z/4)
-    return f'[{(middle-half)/(rows+z*z):.4f}, {(middle+half)/(rows+z*z):.4f}]'
+def _interval(share, rows): # Wilson's
+    from softnce.vision.judged import wilson # which loads PyTorch
+    low, high = wilson(round(share*rows), rows)
+    return f'[{low:.4f}, {high:.4f}]'
 
 def table_of(rows:list)->str: # of metrics.json
     "Metrics as a Markdown table, those that there are."
@@ -164,7 +163,7 @@ def _fill(part, model, weights, onnx): # the files
 
 # %% ../../nbs/vision/export.ipynb #af11cfa0
 def export_model(model:Model, # of `find_model`
-                 to:Any,      # a folder that is not there, or is empty
+                 to:str|Path,      # a folder that is not there, or is empty
                  weights:str|None=None, # 'last' or 'best'; None: those that count
                  onnx:bool=True,   # also as ONNX
                 )->Path:      # the folder

@@ -123,13 +123,28 @@ def sparse_case(dtype, K, S=2, M=None, one=False, share=False, eta=False, grad=T
     M, make = M or N, Maker(dtype, device)
     ids, w = make.ids(M, S), make.full(1 if one else M, S).expand(M, S)
     share = make.full(M) if share else None
-    return Case(triton_sums.sparse_sums, make.logits(N, K), ids, w, share, ids[:N], w[:N],
-                None if share is None else share[:N], make.full(K) if eta else None, .5, True, one, 0, grad,
-                classes=K, entries=M*S)
+    return Case(losses_and_gradient if grad else lambda *args: triton_sums.sparse_totals(*args, False),
+                make.logits(N, K), ids, w, share, ids[:N], w[:N], None if share is None else share[:N],
+                make.full(K) if eta else None, .5, True, one, 0, True, classes=K, entries=M*S)
+
+
+def losses_and_gradient(*args):
+    total, *left = triton_sums.sparse_totals(*args, True)
+    triton_sums.sparse_gradient(total, 1., *left, *args)
 
 
 def product_case(dtype, M, N=8192, device='meta'):
     return Case(triton_sums.softmax_without_own, Maker(dtype, device).logits(N, M), 0)
+
+
+def dense_case(dtype, K, N=1024, device='meta'):
+    make = Maker(dtype, device)
+    return Case(dense_losses_and_gradient, make.logits(N, K), make.full(N, K), None, make.full(K), .5, 0)
+
+
+def dense_losses_and_gradient(*args):
+    total, gradient = triton_sums.dense_totals(*args, True)
+    triton_sums.dense_gradient(total, 1., gradient, *args)
 
 
 NAMES = {BF16: 'bf16', F16: 'fp16', F32: 'fp32', F64: 'fp64'}
@@ -169,6 +184,8 @@ add('candidates', sparse_case, F32, 1000, 'N=64', N=64)
 add('candidates', sparse_case, F32, 21841, 'no gradient', grad=False)
 for dtype, M in [(F32, 1000), (F32, 1001), (F32, 32768), (F32, 40_000), (F32, 100_000), (F64, 4096), (F64, 100_000)]:
     add('product', product_case, dtype, M)
+for dtype, K in [(F32, 1000), (BF16, 1000), (F32, 100_000), (F64, 1000)]:
+    add('dense', dense_case, dtype, K)
 # N x K = 2**33: where 32 bits would not do
 for K in (2**10, 2**18):
     N = 2**33//K

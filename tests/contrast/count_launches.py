@@ -31,15 +31,16 @@ COLUMNS = ['loss', 'targets', 'dtype', 'rows', 'classes', 'forward', 'backward',
 
 
 class Counted(TorchDispatchMode):
-    "Names of operations that take a launch, and bytes of every array."
+    "Names of operations that take a launch, and bytes of every new array."
     def __enter__(self):
         self.names, self.sizes = [], []
         return super().__enter__()
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name, out = function.overloadpacket.__name__, function(*args, **(kwargs or {}))
         if name not in NO_LAUNCH: self.names.append(name)
-        outputs = out if isinstance(out, (tuple, list)) else [out]
-        self.sizes += [x.untyped_storage().nbytes() for x in outputs if isinstance(x, torch.Tensor)]
+        given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        outputs = [x for x in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(x, torch.Tensor)]
+        self.sizes += [s.nbytes() for s in (x.untyped_storage() for x in outputs) if s.data_ptr() not in given]
         return out
 
 

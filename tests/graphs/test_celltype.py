@@ -1,5 +1,5 @@
 "softnce.graphs.celltype: folds as listed, the data set and its cache, the download, the evaluation by hand."
-import hashlib, http.server, math, shutil, threading
+import hashlib, http.server, math, shutil, threading, warnings
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,7 @@ from softnce.graphs.celltype import (RAW, STAGES, CellTypeGraph, download_ovules
                                      specimen_accuracy, split_names)
 from softnce.graphs.models import DeeperGCN
 from softnce.losses import SoftTargetInfoNCE
-from softnce.noise import empirical_noise
+from softnce.noise import ClosedForm, empirical_noise
 from softnce.training import TrainConfig
 
 
@@ -184,3 +184,39 @@ def test_evaluation_is_per_specimen_with_the_losss_read_out(tissue):
         total -= model(g).double().log_softmax(1).gather(1, g.y[:, None]).sum().item()
     assert mean['nll'] == pytest.approx(total/len(valid.labels), rel=1e-5) and differ > 0
     assert mean['class_average'] == pytest.approx(np.mean([r['class_average'] for r in rows]))
+
+
+@pytest.mark.filterwarnings('ignore:.*have no file')
+def test_evaluation_reads_for_the_kind_of_the_training_targets(tissue):
+    "Class weights tilt labels and leave a teacher's rows alone: by hand, two read-outs of the same logits."
+    torch.manual_seed(0)
+    valid, model = CellTypeGraph(tissue[0], 0, 'valid'), DeeperGCN(depth=2, hidden=8)
+    eta, w = torch.linspace(1, 3, 9).double()/18, torch.linspace(1, 4, 9).double()
+    loss, nll = SoftTargetInfoNCE(noise_probs=eta, noise_samples=ClosedForm(), weight=w), {}
+    for kind in ('labels', 'teacher', None):
+        rows = evaluate_specimens(model, loss, GraphBatches(valid, 4), TrainConfig(epochs=2, targets=kind))
+        nll[kind] = sum(r['nll'] for r in rows)
+    model.eval()
+    want = dict.fromkeys(('labels', 'teacher'), 0.)
+    for g in valid:
+        p = model(g).detach().double().softmax(1)
+        for name, q in (('labels', p/w), ('teacher', p)):
+            q = q/q.sum(1, keepdim=True)
+            want[name] -= sum(math.log(q[i, y]) for i, y in enumerate(g.y))
+    assert nll['labels'] == nll[None] == pytest.approx(want['labels'], rel=1e-5)
+    assert nll['teacher'] == pytest.approx(want['teacher'], rel=1e-5)
+    assert abs(nll['teacher'] - nll['labels']) > 1
+
+
+@pytest.mark.filterwarnings('ignore:.*have no file')
+def test_votes_that_a_loss_refuses_are_read_as_labels_without_a_warning(tissue):
+    "The kind has been said, so nothing asks for it."
+    valid, eta = CellTypeGraph(tissue[0], 0, 'valid'), torch.full((9,), 1/9)
+    model, loss = DeeperGCN(depth=2, hidden=8), SoftTargetInfoNCE(noise_probs=eta)
+    loss(torch.zeros(4, 9), torch.rand(4, 9).softmax(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = evaluate_graphs(model, loss, GraphBatches(valid, 4), TrainConfig(epochs=2, targets='votes'))
+        assert found == evaluate_graphs(model, loss, GraphBatches(valid, 4), TrainConfig(epochs=2, targets='labels'))
+    with pytest.warns(UserWarning, match='probs reads targets as labels'):
+        evaluate_graphs(model, loss, GraphBatches(valid, 4), TrainConfig(epochs=2))

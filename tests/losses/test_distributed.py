@@ -194,6 +194,28 @@ def one_epsilon(rank): return targets_of_ranks(batch(0)['sparse'][:rank+1])[1-ra
 def test_an_epsilon_of_all_stays_a_number(pool): assert pool.run(2, one_epsilon) == [.1, .1]
 
 
+LAMBDAS = {'agree': [.3, .3, .3], 'differ': [.3, .4, .3], 'one unknown': [.3, None, .3], 'one of three classes': 'three'}
+
+
+def rows_of_one_lambda(rank, lambdas):
+    "What a rank knows of the rows of all: whether they share one row of weights; and their numbers."
+    hard = batch(rank)['hard'][:4 + rank]
+    if lambdas == 'three': t = mix(mix(hard, .3), .5) if rank == 1 else mix(hard, .3)
+    else: t = mix(hard, torch.tensor(.3) if lambdas[rank] is None else lambdas[rank])
+    joined = SparseTargets.cat(targets_of_ranks(t))
+    return joined.weights.stride(0) == 0, joined.host_row, t.dense(), joined.dense()
+
+
+@pytest.mark.parametrize('case', LAMBDAS)
+def test_ranks_that_share_one_lambda_know_it(pool, case):
+    "Then all rows have one row of weights, which a card need not be asked about; else each rank's are as they were."
+    found = pool.run(3, rows_of_one_lambda, LAMBDAS[case])
+    wanted = torch.cat([own for *_, own, _ in found])
+    for one, row, _, joined in found:
+        assert one == (case == 'agree') and row == ((.3, .7) if one else None)
+        assert_close(joined, wanted, rtol=0, atol=0)
+
+
 def mixed_kinds(rank):
     b = batch(0)
     said = []
@@ -225,7 +247,7 @@ def traffic(rank, even):
 
 @pytest.mark.parametrize('even', [False, True])
 def test_sparse_targets_travel_as_ids_and_weights(pool, even):
-    head = [] if even else [8*8]
+    head = [] if even else [10*8]
     for sent in pool.run(2, traffic, even):
         assert sent == {'ids': head + [256*4], 'sparse': head + [256*2*(4+4)], 'dense': head + [256*1000*4]}
 

@@ -19,11 +19,13 @@ VOID = {"img", "link", "meta", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
-    "A page's links, scripts, ids, headings and text; text inside code and maths is kept apart."
+    """A page's links, scripts, ids, headings and text; text inside code and maths is kept apart.
+
+    `entries`: below each heading of the third level, what is there until the next heading."""
     def __init__(self, path):
         super().__init__()
         self.path, self.links, self.scripts, self.ids, self.images, self.headings = path, [], [], set(), [], []
-        self.text, self.prose, self.tex, self.attrs, self.stack = "", "", "", "", []
+        self.text, self.prose, self.tex, self.attrs, self.stack, self.entries = "", "", "", "", [], []
         self.feed(path.read_text(encoding="utf-8"))
     def handle_starttag(self, tag, attrs):
         a = {k: v or "" for k, v in attrs}
@@ -34,6 +36,7 @@ class Page(HTMLParser):
         if tag == "link" and a.get("rel") in ("stylesheet", "icon"): self.scripts.append(a["href"])
         if tag == "script" and "src" in a: self.scripts.append(a["src"])
         if tag in ("h2", "h3"): self.headings.append("")
+        if tag in ("h1", "h2", "h3"): self.entries.append([tag, ""])
         self.attrs += "\n" + " ".join(v for v in a.values() if not v.startswith("data:"))
     def handle_endtag(self, tag):
         while self.stack and self.stack.pop()[0] != tag: pass
@@ -44,6 +47,11 @@ class Page(HTMLParser):
         if any("math" in o[1].split() for o in self.stack): self.tex += data
         elif not tags & {"code", "pre"}: self.prose += data
         if tags & {"h2", "h3"}: self.headings[-1] += data
+        elif self.entries: self.entries[-1][1] += data
+    def under(self, heading):
+        "The text of the entries that are called so."
+        found = [text for tag, text in self.entries if tag != "h1"]
+        return [text for name, text in zip(self.headings, found, strict=True) if name == heading]
 
 
 @pytest.fixture(scope="session")
@@ -150,15 +158,17 @@ def exported(nb):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if any(exported(read(NBS/n)))])
 def test_api_entries(site, name):
-    here, text = page(site, name), words(page(site, name).text)
+    here = page(site, name)
     for o in exported(read(NBS/name)):
         if any(getattr(d, "id", "") == "patch" for d in o.decorator_list): continue  # shown as a method of its class
-        assert here.headings.count(o.name) == 1, f"{o.name} has {here.headings.count(o.name)} entries"
+        entries = here.under(o.name)
+        assert len(entries) == 1, f"{o.name} has {len(entries)} entries"
         doc = ast.get_docstring(o)
         assert doc, f"{o.name} has no docstring"
-        assert words(doc.split("\n")[0]) in text, f"the docstring of {o.name} is not on the page"
+        entry = words(entries[0])
+        assert entry.count(words(doc.split("\n")[0])) == 1, f"the docstring of {o.name} is not once in its entry"
         args = [] if isinstance(o, ast.ClassDef) else [a for a in o.args.args if a.arg != "self"]
-        for a in args: assert words(a.arg) in text
+        for a in args: assert words(a.arg) in entry
     assert not re.search(r"\[`\w+`\]\(http", here.text), "a link inside code"
 
 
