@@ -522,7 +522,8 @@ def check_launches(rows, capability):
     assert set(narrow) <= {'classes, bf16, K=10'}, narrow  # 20 bytes a row
     launches = Counter(row['case'] for row in rows)
     assert all(n <= 2 for case, n in launches.items() if re.match('(far: )?(classes|drawn|product)', case))
-    assert all(n <= (6 if 'N=64' in case else 7) for case, n in launches.items())  # many entries: PyTorch's sort
+    def most(case): return 6 if 'N=64' in case else 8 if 'pairs' in case else 7
+    assert all(n <= most(case) for case, n in launches.items())  # many entries: PyTorch's sort; pairs: two passes
 
 
 def check_bytes(rows, capability):
@@ -532,6 +533,7 @@ def check_bytes(rows, capability):
     once = re.compile(r'(far: )?(classes|hard labels), .*K=\d{3,}(, N=\d+)?|drawn labels, .*, counts')
     for row in rows:
         if not once.fullmatch(row['case']): continue
+        if 'K=21841' in row['case'] and capability >= 90: continue  # a cluster, a third of which is beyond the row
         assert row['mib'] <= 1.05*row['floor_mib']*row['launch']/2 + 1, row
 
 
