@@ -29,12 +29,15 @@ The first suits items that people see differently, the second items with one rig
 import warnings
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .targets import check_simplex
+
+if TYPE_CHECKING: # pandas is loaded by those who have a frame
+    import pandas as pd
 
 # %% ../nbs/losses/annotators.ipynb #c5c16856
 def _column(values, name):
@@ -104,7 +107,7 @@ class Votes:
         return cls._read({'items': items, 'annotators': annotators, 'labels': labels}, classes)
 
     @classmethod
-    def from_frame(cls, frame:Any, # a pandas DataFrame with a row for each vote
+    def from_frame(cls, frame:'pd.DataFrame', # a pandas DataFrame with a row for each vote
                    item:str='item', annotator:str='annotator', label:str='label', # item, annotator, label: its columns
                    classes:Any=None, # as in `from_arrays`; None: also the categories of a categorical column
                   )->'Votes':

@@ -308,8 +308,6 @@ class GeneralizedSupervisedContrastive(nn.Module):
                 f"reduction={self.reduction!r}")
 
 # %% ../nbs/losses/teachers.ipynb #3e9a1f01
-from typing import Any
-
 from .sparse import check_top
 from .targets import check_fraction, sum_tolerance
 
@@ -331,7 +329,7 @@ def distillation(logits:Tensor,         # `(N, K)` of the student
                  teacher_logits:Tensor, # `(N, K)`; or probabilities at T: SparseTargets, or a pair (ids, log_probs)
                  *, temperature:float|Tensor=4., # T > 0 of student and teacher in the soft term
                  hard_weight:float=.1,  # weight of the loss on targets, in [0, 1]: small, as the paper advises
-                 rest:Any='bucket',     # of a pair, what becomes of the other classes: as in `top_divergence`
+                 rest:str='bucket',     # of a pair, what becomes of the other classes: as in `top_divergence`
                  reduction:str='mean',  # 'none' | 'mean' | 'sum'
                 )->Tensor:              # a scalar, or `(N,)` for 'none'
     """Distillation with its T^2 factor, mixed with the loss on targets, arXiv 1503.02531.
@@ -365,7 +363,7 @@ def _soft_term(logits, teacher, temperature, rest, reduction):
 class Distillation(NLL):
     "Module of `distillation`, called with `(logits, targets, teacher_logits)`."
     loss = staticmethod(distillation)
-    def __init__(self, temperature:float|Tensor=4., hard_weight:float=.1, reduction:str='mean', rest:Any='bucket'):
+    def __init__(self, temperature:float|Tensor=4., hard_weight:float=.1, reduction:str='mean', rest:str='bucket'):
         super().__init__(temperature, reduction)
         check_fraction(hard_weight, 'hard_weight')
         check_rest(rest)
@@ -418,7 +416,7 @@ def top_divergence(logits:Tensor,    # `(N, K)` of the student
                    ids:Tensor,       # `(N, S)` the teacher's most probable classes
                    log_probs:Tensor, # `(N, S)` their log-probabilities; -inf: an empty slot. No gradient flows in
                    *,
-                   rest:Any='bucket', # the others: 'bucket' (one outcome) | 'uniform' (alike) | 'renormalise' (nothing)
+                   rest:str='bucket', # the others: 'bucket' (one outcome) | 'uniform' (alike) | 'renormalise' (nothing)
                    temperature:float|Tensor=1., # T > 0 of the student; `log_probs` have the teacher's
                    reduction:str='mean', # 'none' | 'mean' | 'sum'
                   )->Tensor:         # a scalar, or `(N,)` for 'none'; never negative

@@ -15,6 +15,8 @@ from rules import sidebar
 ROOT = Path(__file__).resolve().parents[1]
 DESKTOP, PHONE = dict(width=1280, height=800), dict(width=375, height=800)
 MAX_PAGE = 700_000  # bytes of a page with its own pictures
+PATIENCE = 60_000   # milliseconds for a page, and for what it must do: a machine may be busy
+PART = 8            # pages of a process's turn: what they gave is shown then
 SHOWN = 4           # findings of one kind on one page that are printed
 PROBES = Path(__file__).with_name("probes.js")
 # structure is the same in both themes: only what colours change is looked at twice
@@ -127,7 +129,7 @@ def desktop(page, name, source):
     page.emulate_media(color_scheme="light")
 
 
-def phone(page):
+def phone(page, patience=10_000):
     "Findings on a phone, where the list of pages must open."
     page.set_viewport_size(PHONE)
     page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
@@ -138,8 +140,8 @@ def phone(page):
     if button.count():
         opened = "document.querySelector('#quarto-sidebar').getBoundingClientRect().left >= 0"
         try:
-            button.click(timeout=3_000)
-            page.wait_for_function(opened, timeout=3_000)
+            button.click(timeout=patience)
+            page.wait_for_function(opened, timeout=patience)
         except Exception: yield "phone: the list of pages does not open"
     else: yield "phone: no button opens the list of pages"
 
@@ -164,6 +166,7 @@ def look(browser, base, docs, name, source):
         route.abort()
     context.route("**/*", keep_home)
     context.add_init_script(STILL)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(base+name)
     settle(page)
@@ -173,13 +176,22 @@ def look(browser, base, docs, name, source):
     yield from said
 
 
+def look_twice(browser, *args):
+    "Every finding on one page; where the browser gives up, as on a busy machine, once more."
+    for _ in range(2):
+        try: return list(look(browser, *args))
+        except Exception as e: said = f"the browser gave up: {str(e).splitlines()[0]}"
+        for context in browser.contexts: context.close()
+    return [said]
+
+
 def look_at(docs, names):
     "Findings of some pages, as `page: what`, in one browser."
     from playwright.sync_api import sync_playwright
     base, source, found = serve(docs), axe(), []
     with sync_playwright() as p:
         browser = launch(p)
-        for name in names: found += [f"{name}: {o}" for o in look(browser, base, docs, name, source)]
+        for name in names: found += [f"{name}: {o}" for o in look_twice(browser, base, docs, name, source)]
         browser.close()
     return found
 
@@ -229,9 +241,9 @@ def sample(root=ROOT):
 
 
 def browse(docs, names, workers=min(4, os.cpu_count() or 1)):
-    parts = [names[i::workers] for i in range(workers)]
+    parts = [names[i:i+PART] for i in range(0, len(names), PART)]
     with ProcessPoolExecutor(workers) as pool:
-        for found in pool.map(look_at, [docs]*workers, parts): yield from found
+        for found in pool.map(look_at, [docs]*len(parts), parts): yield from found
 
 
 def report(found):

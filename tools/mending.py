@@ -125,13 +125,15 @@ def open_use(soup, page):
 
 
 def columns(table):
-    "Columns of words are told from those of numbers: they begin at the left, and long ones have room."
+    "Columns of words are told from those of numbers: they begin at the left, and the first long one has room."
     rows = [r.find_all(["th", "td"]) for r in table.find_all("tr")]
     if any(c.get("colspan") or c.get("rowspan") for r in rows for c in r): return
+    roomy = False  # one column is: more would push the rest out of sight
     for column in zip(*(r for r in rows if len(r) == len(rows[0]))):
         texts = [c.get_text(" ", strip=True) for c in column[1:]]
         if sum(bool(NUMBER.match(t)) for t in texts) > len(texts)/2: continue
-        kinds = ["words"] + ["long"]*(max(map(len, texts), default=0) > LONG)
+        long = not roomy and max(map(len, texts), default=0) > LONG
+        kinds, roomy = ["words"] + ["long"]*long, roomy or long
         for c in column: c["class"] = [*c.get("class", []), *kinds]
 
 

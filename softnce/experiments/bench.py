@@ -167,7 +167,7 @@ def complete(path, problem:Problem, names, modes, env:dict)->bool:
 
 # %% ../../nbs/experiments/code/bench.ipynb #6e7c7764
 def fill_ledger(problems:list,  # of `Problem`, small ones first; each is dropped when it is done
-                path:Any,       # the ledger
+                path:str|Path,       # the ledger
                 modes:tuple=MODES, # what is timed
                 fresh:bool=False, # measure again what the ledger has
                 timer:str='events', # as for `environment`

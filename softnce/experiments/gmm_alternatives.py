@@ -25,7 +25,7 @@ True
 
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #e3817b1e
 from dataclasses import replace
-from typing import Any
+from typing import Any, Iterable
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ GMM_READINGS = ('as described', *_CHANGES)
 
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #07f88f73
 def gmm_reading(name:str,      # one of GMM_READINGS
-                alignment:Any, # percent
+                alignment:float, # percent
                 seed:int=0, # of points and labels
                 **sizes:Any,   # of `toy_data`
                )->ToyData:
@@ -148,8 +148,8 @@ def sweep_rates(reading, optimizer): return _RATES.get((reading, optimizer), _OT
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #9dd2d642
 GMM_SWEEP_KEY = ['reading', 'optimizer', 'alignment', 'seed', 'rate', 'loss', 'rule']
 
-def gmm_sweep_jobs(alignments:Any=(0, 20, 50, 80), # percent
-                   seeds:Any=range(5), # of the data sets
+def gmm_sweep_jobs(alignments:Iterable[float]=(0, 20, 50, 80), # percent
+                   seeds:Iterable[int]=range(5), # of the data sets
                   )->list:                         # of dicts, the arguments of `gmm_sweep_rows`
     "Every reading with Adam, and the description to the letter with SGD too; one seed after another."
     pairs = [(r, 'Adam') for r in GMM_READINGS] + [('as described', 'SGD')]
@@ -158,7 +158,7 @@ def gmm_sweep_jobs(alignments:Any=(0, 20, 50, 80), # percent
 # %% ../../nbs/experiments/code/gmm_alternatives.ipynb #c07f6401
 def gmm_sweep_rows(reading:str,   # one of GMM_READINGS
                    optimizer:str, # 'Adam' or 'SGD'
-                   alignment:Any, # percent
+                   alignment:float, # percent
                    seed:int,      # of the data set
                    epochs:int=500,      # of each training
                    **sizes:Any,   # of `toy_data`

@@ -24,7 +24,6 @@ training does, `fit_gmm` trains a list of them with early stopping.
 # %% ../../nbs/experiments/code/gmm_fit.ipynb #9d1c0004
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +104,7 @@ class Setting:
     @property
     def decays(self)->bool: return self.schedule.startswith('cosine')
 
-    def lr(self, epoch:int, decay:Any)->float: # epoch: from 0; decay: epochs until zero
+    def lr(self, epoch:int, decay:int)->float: # epoch: from 0; decay: epochs until zero
         "Learning rate in an epoch: constant, or half a cosine down to zero over `decay` epochs."
         return float(self.schedule.split()[1])*(.5*(1 + math.cos(math.pi*epoch/decay)) if self.decays else 1.)
 

@@ -96,7 +96,7 @@ class CellTypeGraph(Dataset):
     `.missing` names the specimens without a file. ValueError for an unknown split, for files that `read_specimen`
     refuses, and where a split has no file at all."""
     def __init__(self,
-                 root:Any,        # folder that holds `ovules-celltype-dataset`
+                 root:str|Path,        # folder that holds `ovules-celltype-dataset`
                  fold:int|None=0, # 0 to 4; None: the simple split
                  split:str='train', # 'train' or 'valid'; with the simple split also 'test'
                  symmetric:bool=False, # also the reverse of every edge
@@ -137,7 +137,7 @@ def _fetch(url, md5, archive, by_hand): # the archive, checked; `by_hand`: where
                                     "the download is damaged or another file; nothing was unpacked")
 
 # %% ../../nbs/graphs/celltype.ipynb #ce110003
-def download_ovules(root:Any, # the data root
+def download_ovules(root:str|Path, # the data root
                     url:str=_URL, # of the archive; `file://` works too
                     md5:str=_MD5, # of the archive
                    )->Path:   # the folder with one folder per stage
@@ -183,7 +183,7 @@ def _row(batch, i, labels, plain, smoothed, logits): # specimen i of a batch; pr
 def evaluate_specimens(model:Any, loss:Any, # model: of a graph to `(N, K)` logits; loss: a module, with `probs`
                        loader:Any, config:Any, # loader: of batches `(Batch, labels)`; config: a `TrainConfig`
                       )->list:         # a dict per specimen: stage, stack, cells, nll, the accuracies, the naive ones
-    """Accuracies of every specimen of a loader, in evaluation mode; `nll` is that of `probs(logits)`, summed over cells.
+    """Accuracies of every specimen of a loader, in evaluation mode; `nll` is that of `probs(logits)`, over cells.
 
     `probs` are read for `config.targets`, the kind of the training targets."""
     was, rows, device = model.training, [], next(p.device for p in model.parameters())

@@ -31,7 +31,7 @@ Contacts with the background count in these statistics and are no edges. An edge
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 import numpy as np, torch
 with warnings.catch_warnings(): # newer versions of torch deprecate what torch-geometric does when it is imported
     warnings.simplefilter('ignore', FutureWarning)
@@ -241,7 +241,7 @@ def _frame(origin, axis, synthetic): # the attributes as fields of a graph
     return dict(origin=torch.as_tensor(origin), axis=torch.as_tensor(axis), synthetic=bool(synthetic))
 
 # %% ../../nbs/graphs/specimen.ipynb #68872656
-def read_specimen(path:Any,       # an h5 file of the benchmark's format
+def read_specimen(path:str|Path,       # an h5 file of the benchmark's format
                   symmetric:bool=False, # also the reverse of every edge
                   connected:bool=True, # insist on a connected graph
                  )->Data:          # x `(N, 74)`, edge_attr `(E, 11)`, edge_index `(2, E)`, y `(N,)`, edge_y `(E,)`

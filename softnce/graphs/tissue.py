@@ -403,7 +403,7 @@ def _chosen(per_stage): # (number of the stage, its name, place in its list, sta
         yield from ((number, stage, place, stack) for place, stack in enumerate(stacks) if stack in taken)
 
 # %% ../../nbs/graphs/tissue.ipynb #715500a6
-def make_tissue(root:Any,         # data root, as for `CellTypeGraph`
+def make_tissue(root:str|Path,         # data root, as for `CellTypeGraph`
                 per_stage:int|None=None, # specimens a stage, from each fold in turn; None: all, 84
                 cells:tuple=(60, 200), # of the youngest and the oldest stage; real ovules have up to about 1,900
                 seed:int=0,       # of everything

@@ -23,7 +23,10 @@ a share of test rows adds a floor, so that no interval has zero width. `holm` co
 
 # %% ../../nbs/runs/comparisons.ipynb #735c8160
 import math
-from typing import Any
+from typing import Any, Iterable, TYPE_CHECKING
+
+if TYPE_CHECKING: # pandas is loaded by those who have a frame
+    import pandas as pd
 
 # %% ../../nbs/runs/comparisons.ipynb #802bacd2
 def _deviation(values): # of a sample; nan for a single one: one seed says nothing of their spread
@@ -98,7 +101,7 @@ def _judged(values, least): # of differences: what is said of them; least: no st
     return dict(points=mean, half=max(half, 1.96*least), seeds=n, p=p, detectable=max(seen, (1.96 + .84)*least))
 
 # %% ../../nbs/runs/comparisons.ipynb #93716325
-def difference(rows:Any,          # a DataFrame with one row per seed in each setting
+def difference(rows:'pd.DataFrame',          # a DataFrame with one row per seed in each setting
                a:dict,            # column -> value of the one
                b:dict,            # and of the other
                column:str='top1', # what is compared
@@ -118,7 +121,7 @@ def difference(rows:Any,          # a DataFrame with one row per seed in each se
     return {k: scale*v if k in ('points', 'half', 'detectable') else v for k, v in found.items()}
 
 # %% ../../nbs/runs/comparisons.ipynb #17a81d96
-def holm(p_values:Any, # of the comparisons of one page; nan where there was no test
+def holm(p_values:Iterable[float], # of the comparisons of one page; nan where there was no test
         )->list:       # adjusted: below .05 is seen; nan stays
     "p values corrected for their number (Holm 1979)."
     from statsmodels.stats.multitest import multipletests

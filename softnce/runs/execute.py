@@ -25,7 +25,6 @@ import errno, json, os, re, shutil, signal, sys, threading, time
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 from .changes import Changes, set_aside, with_earlier
 from .locks import lock
 from .pages import write_page
@@ -282,7 +281,7 @@ def _say_plan(checked, redo):
 # %% ../../nbs/runs/execute.ipynb #25f83178
 def run_experiment(name:str,             # an experiment, or a path to an .ipynb
                    parameters:dict|None=None, # name -> value; the notebook's defaults for the rest
-                   out_dir:Any='runs',   # where runs are kept
+                   out_dir:str|Path='runs',   # where runs are kept
                    wait:bool=False,      # for another process that writes this run, instead of RunLocked
                    restart:bool=False,   # a run of other code, of other data or with a damaged file is made again
                    dry_run:bool=False,   # make the checks and say what would be done; nothing is made

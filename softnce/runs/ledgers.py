@@ -23,12 +23,15 @@ reported part. A ledger is a CSV file in `results/`: what was measured, committe
 # %% ../../nbs/runs/ledgers.ipynb #80a553b4
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 from .experiment import checkout
 from .run import write_atomically
 
+if TYPE_CHECKING: # pandas is loaded by those who have a frame
+    import pandas as pd
+
 # %% ../../nbs/runs/ledgers.ipynb #9fd00a10
-def at_best_rate(rows:Any,                   # a DataFrame of runs: split, seed, `rate` and `criterion`
+def at_best_rate(rows:'pd.DataFrame',                   # a DataFrame of runs: split, seed, `rate` and `criterion`
                  by:list,                    # columns that tell settings apart
                  rate:str='lr',              # what is chosen
                  criterion:str='nll_fitted', # smaller is better, mean over the seeds that all rates of a setting have
@@ -64,7 +67,7 @@ def read_ledger(name:str)->Any: # name: of the file in results/; return: DataFra
     path = ledger_path(name)
     return pd.read_csv(path) if path and path.exists() else None
 
-def write_ledger(rows:Any, # a DataFrame
+def write_ledger(rows:'pd.DataFrame', # a DataFrame
                  name:str, # of the file in results/, without ending
                  columns:list|None=None, # that are kept; None: setting and measures of the image experiments
                  key:list|None=None, # that tell two rows apart; None: setting, seed and split

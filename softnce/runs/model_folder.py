@@ -142,7 +142,7 @@ class Model(NamedTuple):
         return f"restore it, or remove {where} and make the run again"
 
 # %% ../../nbs/runs/model_folder.ipynb #6b6632e6
-def find_model(path:Any)->Model: # path: of a run, of its folder `model`, or of an exported model
+def find_model(path:str|Path)->Model: # path: of a run, of its folder `model`, or of an exported model
     "The model at a path; UsageError of one line that says what is wrong and what helps."
     folder = _folder_of(path)
     about = read_json(folder/'config.json')

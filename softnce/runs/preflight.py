@@ -174,7 +174,7 @@ def _look_at(experiment, resolved, run):
 # %% ../../nbs/runs/preflight.ipynb #0a292015
 def check_run(name:str,             # an experiment, or a path to an .ipynb
               parameters:dict|None=None, # name -> value; the notebook's defaults for the rest
-              out_dir:Any='runs',   # where runs are kept
+              out_dir:str|Path='runs',   # where runs are kept
              )->Checked:            # the run, its parameters, what has changed since its last attempt
     "Everything that can be said before a run starts; nothing is made. UsageError for what is wrong."
     experiment = name if isinstance(name, Experiment) else find_experiment(name)

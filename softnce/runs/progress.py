@@ -90,8 +90,8 @@ def _parameters_of(folders):
     return [' '.join(f'{k}={p[k]}' for k in names[f.parent] if k in p) for f in folders for p in [known[f.parent][f]]]
 
 # %% ../../nbs/runs/progress.ipynb #50d19dd6
-def status(root:Any='runs', # a folder of runs, of one experiment's runs, or one run
-           config:Any=None, # a config of the Snakefile, a file: its runs that do not exist are missing
+def status(root:str|Path='runs', # a folder of runs, of one experiment's runs, or one run
+           config:str|Path|None=None, # a config of the Snakefile, a file: its runs that do not exist are missing
           )->Any:       # DataFrame: experiment, id, state, seconds, last (row), note, parameters; and failures, by id
     """Every run's state: done, running, failed, stopped (it resumes), interrupted, killed (no word), damaged or
     missing; and the parameters that differ. UsageError where there is no run, and no config that plans one."""
@@ -137,7 +137,7 @@ def watch_status(root, config, every):
         time.sleep(every)
 
 # %% ../../nbs/runs/progress.ipynb #a55b99f7
-def clean(root:Any='runs',    # a folder of runs, of one experiment's runs, or one run
+def clean(root:str|Path='runs',    # a folder of runs, of one experiment's runs, or one run
           dry_run:bool=False, # only say which
          )->list:             # of folders
     "Remove the runs that failed; one that another process writes is left alone. UsageError where there is no run."

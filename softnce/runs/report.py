@@ -169,7 +169,7 @@ def _one_comparison(df, name, params, by, split):
     return df[columns].reset_index(drop=True), f"{name}: {how}{f', split {part}' if part is not None else ''}"
 
 # %% ../../nbs/runs/report.ipynb #b5b956cf
-def compare(root:Any='runs', # a folder of runs, of one experiment's runs
+def compare(root:str|Path='runs', # a folder of runs, of one experiment's runs
             by:str|None=None, # the metric that orders them; None: nll_fitted, nll, loss, top1, or the first there is
             split:str|None=None, # the part that counts; None: valid where there is one
            )->list:         # of `(DataFrame, how it is ordered)`, one an experiment

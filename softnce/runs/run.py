@@ -31,8 +31,12 @@ ValueError: new column 'los': the first row of history.csv fixed the columns to 
 import atexit, csv, io, json, math, os, re, signal, tempfile, threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 from .values import UsageError, read_yaml
+
+if TYPE_CHECKING: # pandas is loaded by those who have a frame
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/runs/run.ipynb #ec9b39fc
 def write_atomically(path:Path, data): # text or bytes
@@ -134,7 +138,7 @@ class Run:
             whole = text[:text.rfind('\n')+1] # a line may be on its way
             return pd.read_csv(io.StringIO(whole)) if whole else pd.DataFrame()
         except ValueError as e: raise damaged(path, f'not CSV: {e}') from None # of pandas and of UTF-8
-    def save_metrics(self, rows:Any)->None: # rows: each says seed, epoch and split
+    def save_metrics(self, rows:'pd.DataFrame')->None: # rows: each says seed, epoch and split
         "Set the result: a dict, a list of dicts or a DataFrame, else ValueError. A second call replaces the first."
         rows = rows.to_dict('records') if hasattr(rows, 'to_dict') else rows
         if not isinstance(rows, dict) and not (isinstance(rows, list) and all(isinstance(r, dict) for r in rows)):
@@ -151,7 +155,7 @@ class Run:
         path = self.dir/'params.yaml'
         try: return read_yaml(path)
         except UsageError as e: raise damaged(path, str(e).removeprefix(str(path)).strip(' :')) from None
-    def save_table(self, df:Any, name:str)->None: # df: rows; name: of the file, without ending
+    def save_table(self, df:'pd.DataFrame', name:str)->None: # df: rows; name: of the file, without ending
         "Save a DataFrame or a list of dicts as `<name>.csv`, to be printed at the end; a named index becomes columns."
         import pandas as pd
         _check_file_name(name)
@@ -160,7 +164,7 @@ class Run:
         keep = any(n is not None for n in df.index.names) or not isinstance(df.index, pd.RangeIndex)
         write_atomically(self.dir/f'{name}.csv', df.to_csv(index=keep))
         self._note('tables', name)
-    def save_figure(self, fig:Any, name:str)->None: # fig: of matplotlib; name: of the file, without ending
+    def save_figure(self, fig:'Figure', name:str)->None: # fig: of matplotlib; name: of the file, without ending
         "Save a matplotlib figure as `<name>.png`, its path to be printed at the end."
         _check_file_name(name)
         png = io.BytesIO()

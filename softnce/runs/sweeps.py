@@ -53,7 +53,7 @@ def runs_root(out_dir=None)->Path: # a folder of runs
 # %% ../../nbs/runs/sweeps.ipynb #d1d532b9
 def run_dir(name:str,        # an experiment, or a path to an .ipynb
             parameters:dict, # name -> value; the notebook's defaults for the rest
-            out_dir:Any=None, # a folder of runs; inside a run its own, else `runs`
+            out_dir:str|Path|None=None, # a folder of runs; inside a run its own, else `runs`
            )->Path:          # whether or not it exists
     "The directory of the run with these parameters; UsageError for parameters that the experiment does not have."
     experiment = find_experiment(name)
@@ -108,7 +108,7 @@ def _failures(failed, total):
 # %% ../../nbs/runs/sweeps.ipynb #68c5b78f
 def run_all(name:str,      # an experiment, or a path to an .ipynb
             settings:list, # of dicts of parameters, such as `grid(...)`
-            out_dir:Any=None, # a folder of runs; inside a run its own, else `runs`
+            out_dir:str|Path|None=None, # a folder of runs; inside a run its own, else `runs`
            )->Any:         # DataFrame, as `collect`: one row per row of metrics, in the order of `settings`
     """Make the runs that are missing and read them all. UsageError before the first for wrong parameters and for a
     finished run of other data, RunFailed at the end, with the last line of every run that failed."""

@@ -27,7 +27,7 @@ True
 import hashlib, os, pickle, random, re, shutil, signal, threading, warnings, zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Iterable
 import numpy as np
 import torch
 
@@ -66,7 +66,7 @@ def _also_as(path, other):
 
 # %% ../../nbs/training/checkpoints.ipynb #79987377
 def save_checkpoint(state:dict, # tensors, numbers, strings, lists and dicts
-                    path:Any,   # file
+                    path:str|Path,   # file
                    )->None:
     """Write `state` and its checksum to a temporary name beside `path`, then rename: no reader ever sees half a file.
     What was there is kept as `<name>.before`. OSError with the path where the disk is full."""
@@ -115,7 +115,7 @@ def _set_aside(path):
     return aside
 
 # %% ../../nbs/training/checkpoints.ipynb #9d3eb5c5
-def load_checkpoint(path:Any)->dict: # path: file; return: what `save_checkpoint` was given
+def load_checkpoint(path:str|Path)->dict: # path: file; return: what `save_checkpoint` was given
     """The state at `path` on the CPU, loaded without running code; None if there is no such file.
     A damaged file is set aside with a warning, and the one before takes its place; None if there is none."""
     path = Path(path)
@@ -167,7 +167,7 @@ class StopRequested(Exception):
     """SIGTERM or SIGUSR1 came: the step is finished, the checkpoint written, and the same call goes on from it.
 
     `signals` names what this process got itself; another rank may have got one."""
-    def __init__(self, text:str, signals:Any=()): # text: what was stopped; signals: the numbers that came
+    def __init__(self, text:str, signals:Iterable[int]=()): # text: what was stopped; signals: the numbers that came
         super().__init__(text)
         self.signals = tuple(signals)
 

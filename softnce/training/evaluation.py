@@ -27,7 +27,7 @@ distributions (votes), the scores against these stand beside those against the l
 
 # %% ../../nbs/training/evaluation.ipynb #7d66647a
 import warnings
-from typing import Any
+from typing import Any, Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -61,8 +61,8 @@ def _top_accuracy(probs, labels, k): # ties as `argmax` and `topk` break them
 # %% ../../nbs/training/evaluation.ipynb #c6911914
 @torch.no_grad()
 def predict(model:nn.Module, # inputs to logits
-            loader:Any,      # batches of `(inputs, labels)`; labels are class ids or distributions
-            device:Any=None, # None: the model's
+            loader:Iterable[Any],      # batches of `(inputs, labels)`; labels are class ids or distributions
+            device:str|torch.device|None=None, # None: the model's
            )->tuple:         # logits `(N, K)` and labels, on the CPU
     """Logits of a whole loader, in evaluation mode; the model's mode is put back.
 

@@ -32,7 +32,7 @@ import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ from .tracking import check_trackers, follow, start_trackers
 
 # %% ../../nbs/training/loop.ipynb #e90e1615
 def micro_losses(loss:nn.Module, # of logits and targets
-                 logits_of:Any,  # micro-batch number -> its logits
+                 logits_of:Callable[[int], Tensor],  # micro-batch number -> its logits
                  targets:Any,    # the targets of the whole step
                  slices:list,    # of rows, one a micro-batch
                  ranks:str|None=None, # whose targets are candidates, 'own' or 'all'; None: as the noise source says
@@ -107,11 +107,11 @@ def _sources(loss, micro, options, ranks):
 def fit(model:nn.Module,    # inputs to logits
         loss:nn.Module,     # of logits and targets, such as `SoftTargetInfoNCE`
         train_loader:Any,   # batches of inputs and targets, with a length
-        eval_loader:Any,    # batches of inputs and class ids, or distributions
+        eval_loader:Iterable[Any],    # batches of inputs and class ids, or distributions
         config:TrainConfig, # settings
-        on_epoch:Any=None,  # called with each epoch's row (on the first rank), such as `lambda row: run.log_row(**row)`
-        generators:Any=(),  # `torch.Generator`s of the caller's own, used by a transform, say
-        evaluate:Any=evaluate, # `(model, loss, eval_loader, config) -> dict`
+        on_epoch:Callable[[dict], Any]|None=None, # called with each epoch's row (on the first rank), as `run.log_row`
+        generators:Iterable[torch.Generator]=(),  # `torch.Generator`s of the caller's own, used by a transform, say
+        evaluate:Callable[..., dict]=evaluate, # `(model, loss, eval_loader, config) -> dict`
        )->dict:             # the row that counts: seed, epoch, split, lr, train_loss and what `evaluate` returns
     """Train, evaluate after every epoch, and go on from `config.checkpoint_dir` if there is something to go on from.
 

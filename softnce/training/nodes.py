@@ -22,12 +22,12 @@ that a signal killed; StopRequested follows a stop signal, when every rank has w
 import os, pickle, signal, socket, subprocess, sys, tempfile, threading, time, traceback
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 import torch
 from .checkpoints import STOP_SIGNALS, StopRequested
 
 # %% ../../nbs/training/nodes.ipynb #295af95b
-def ranks(device:Any='auto')->tuple: # device: 'auto', 'cpu' or another; return: rank, number of ranks, device
+def ranks(device:str='auto')->tuple: # device: 'auto', 'cpu' or another; return: rank, number of ranks, device
     "This process among those of `launch_nodes` or torchrun, and its device: a GPU where there is one, unless 'cpu'."
     names = dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0) # a process that nobody launched is the only one
     rank, world, local = (int(os.environ.get(name, alone)) for name, alone in names.items())
@@ -189,10 +189,10 @@ def _last_words(folder, failed):
     return '\n'.join(f"machine {m} ended with exit code {code}: {end_of_log(m)}" for m, code in failed.items())
 
 # %% ../../nbs/training/nodes.ipynb #8ab781c4
-def launch_nodes(function:Any, *args:Any, # function: of an importable module; args: its arguments
+def launch_nodes(function:Callable[..., Any], *args:Any, # function: of an importable module; args: its arguments
                  processes:int=1,  # of each machine, one a GPU
                  hosts:list|None=None, # machines, this one first; None: those of the Slurm job, or this one
-                 folder:Any=None,  # one that all machines see, such as the run's directory; needed for several
+                 folder:str|Path|None=None, # one that all machines see, such as the run's directory; needed for several
                  start:Any=_srun,  # host -> command that runs what follows there
                  **kwargs:Any)->Any: # kwargs: its keyword arguments; return: what the first rank's call returns
     """Call a function of an importable module in so many processes of every machine.

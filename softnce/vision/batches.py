@@ -177,7 +177,7 @@ class Batches:
                  mixing:Any=None,     # `Mixing`, or any function of images and targets
                  seed:int=0, num_workers:int=0, # seed: of order and augmentation; num_workers: processes that read
                  rank:int=0, world:int=1, # rank, world: this rank reads rows rank, rank+world, ... of each batch
-                 device:Any='cpu',    # where batches go
+                 device:str|torch.device='cpu',    # where batches go
                  max_corrupt:float=.01, # share of unreadable images above which there is an error
                  counted:tuple|None=None): # names of unreadable images and the number of all, shared by parts
         _check_batch_size(batch_size, len(data), train, world)

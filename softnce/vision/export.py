@@ -27,7 +27,6 @@ __doc__ = """The folder that `softnce export RUN --to DIR` writes: a model to ha
 # %% ../../nbs/vision/export.ipynb #2d5d3060
 from importlib import util
 from pathlib import Path
-from typing import Any
 from ..runs import UsageError
 from ..runs.model_folder import Model, write_config, write_folder
 from ..runs.run import Run
@@ -164,7 +163,7 @@ def _fill(part, model, weights, onnx): # the files
 
 # %% ../../nbs/vision/export.ipynb #af11cfa0
 def export_model(model:Model, # of `find_model`
-                 to:Any,      # a folder that is not there, or is empty
+                 to:str|Path,      # a folder that is not there, or is empty
                  weights:str|None=None, # 'last' or 'best'; None: those that count
                  onnx:bool=True,   # also as ONNX
                 )->Path:      # the folder

@@ -175,7 +175,7 @@ def _device(body): return next((p.device for p in body.parameters()), 'cpu')
 # %% ../../nbs/vision/features.ipynb #2e6881ed
 def extract(body:nn.Module,        # images `(N, C, H, W)` to features `(N, d)`
             data:ImageSet,         # of the images
-            folder:Any,            # where the features of all bodies and data sets may lie
+            folder:str|Path,            # where the features of all bodies and data sets may lie
             size:int,              # pixels a side to which images are resized; tensors are taken as they are
             mean:Any=None, std:Any=None, # mean, std: of each channel; None: what timm's body was trained with
             batch_size:int=16,     # what a core's cache holds: 64 at a time take half as long again
@@ -203,7 +203,7 @@ def extract(body:nn.Module,        # images `(N, C, H, W)` to features `(N, d)`
 # %% ../../nbs/vision/features.ipynb #79520a19
 def extract_splits(body:nn.Module, # as `extract`
                    splits:Splits,  # of the data set
-                   folder:Any,     # as `extract`
+                   folder:str|Path,     # as `extract`
                    size:int,       # as `extract`
                    **options:Any,  # of `extract`
                   )->dict:         # 'train', 'valid' and 'test': features `(n, d)` and targets

@@ -26,7 +26,6 @@ import io, os, zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -137,7 +136,7 @@ def _reason(error): # Pillow's own text names a buffer, which tells nobody anyth
 class Files:
     "Images in a folder or in a zip file, opened when asked for, upright and as RGB."
     def __init__(self,
-                 root:Any,   # a folder, or a zip file
+                 root:str|Path,   # a folder, or a zip file
                  names:list, # paths below it
                 ):
         self.root, self.names = place(root), names

@@ -23,7 +23,7 @@ there is an error that says how large it is and where it comes from.
 import io, pickle, re
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 import numpy as np
 import torch
 from .files import Files, place, read_bytes, scan, shortened
@@ -84,7 +84,7 @@ def _cifar_part(root, name, num_classes): # rows of 3 x 32 x 32 bytes, one chann
     return ImageSet(np.ascontiguousarray(images), labels)
 
 # %% ../../nbs/vision/images.ipynb #06df3de4
-def cifar100(root:Any,       # the folder above `cifar-100-python`, or a zip file of it
+def cifar100(root:str|Path,       # the folder above `cifar-100-python`, or a zip file of it
              valid:float=.1, # share of the training images that choose models
              seed:int=0,     # of that part
              download:bool=False)->Splits: # download: where it is not there
@@ -125,7 +125,7 @@ def _read_layout(layout,  # of `read_layout`
     return say_left_out(Splits(*parts, found.classes, **form))
 
 # %% ../../nbs/vision/images.ipynb #833c7b39
-def folder(root:Any,       # a folder, or a zip file
+def folder(root:str|Path,       # a folder, or a zip file
            valid:float=.1, # share of the images that choose models, where no folder says which
            test:float=.1,  # share that is reported, likewise
            seed:int=0)->Splits: # seed: of the drawn parts
@@ -146,7 +146,7 @@ def _tiny_at(root, download):
         return _fetch_tiny(root)
 
 # %% ../../nbs/vision/images.ipynb #f7e6db23
-def tiny_imagenet(root:Any,       # its folder or zip file
+def tiny_imagenet(root:str|Path,       # its folder or zip file
                   valid:float=.1, # share of the training images that choose models
                   seed:int=0,     # of that part
                   download:bool=False)->Splits: # download: where it is not there
@@ -168,8 +168,8 @@ def _imagenet(root, valid=.1, seed=0):
     return _read_layout(read_layout(root, IMAGENET_1K, imagenet_listed), valid, .1, seed)
 
 # %% ../../nbs/vision/images.ipynb #08a3e5b6
-def soft_labels(root:Any, # a folder, or a zip file, of images
-                labels:Any, # a table: file name, then one column a class; or an npy file: `(N, K)` for the sorted names
+def soft_labels(root:str|Path, # a folder, or a zip file, of images
+                labels:str|Path, # a table: file name, then a column a class; or an npy file: `(N, K)` of sorted names
                 valid:float=.1, test:float=.1, # valid, test: shares, where no column says which
                 seed:int=0,         # of the drawn parts
                 rescale:bool=False, # divide rows that are rounded or in percent by their sum
@@ -190,8 +190,8 @@ def soft_labels(root:Any, # a folder, or a zip file, of images
 # %% ../../nbs/vision/images.ipynb #89757817
 def load(name:str,        # 'digits', 'cifar100', 'tiny_imagenet', 'imagenet', 'folder', 'soft_labels' or, for rounded
                           # rows and percent, 'rescaled_labels'
-         root:Any=None,   # where the data is: a folder, or a zip file
-         labels:Any=None, # of 'soft_labels': a table or npy file
+         root:str|Path|None=None,   # where the data is: a folder, or a zip file
+         labels:str|Path|None=None, # of 'soft_labels': a table or npy file
          valid:float|None=None, # share of the training images that choose models; None: 0.1 (digits 0.2)
          seed:int=0,      # of every drawn part
          classes:int|None=None, # the first classes only

@@ -132,7 +132,7 @@ def readable_rows(part:ImageSet,               # of the images
     if len(rows) == count: return rows
     warnings.warn(f"{count} rows of logits for {len(rows)} images that can be read: the rows have no names")
 
-def save_predictions(path:Any, part:ImageSet, # path: of the file; part: of the images
+def save_predictions(path:str|Path, part:ImageSet, # path: of the file; part: of the images
                      rows:list,     # of `readable_rows`
                      probs:Tensor, labels:Tensor, # probs: `(N, K)`; labels: `(N,)` class ids
                      classes:list)->Any: # classes: K names

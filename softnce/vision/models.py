@@ -25,7 +25,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -272,7 +271,7 @@ def _share(tensors, all_tensors): return sum(v.numel() for v in tensors)/max(sum
 
 # %% ../../nbs/vision/models.ipynb #2f56cdbd
 def load_weights(model:nn.Module, # of timm's, or `SmallCNN`
-                 path:Any,        # a checkpoint: a file of torch or safetensors, or a folder with one
+                 path:str|Path,        # a checkpoint: a file of torch or safetensors, or a folder with one
                 )->LoadedWeights: # what was loaded, resized, missing and left out
     """Weights of the body from a local file, position embeddings resized; the head stays. ValueError for a file that
     cannot be read, and unless it holds nine tenths of the body; FileNotFoundError if there is none."""

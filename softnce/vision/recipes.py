@@ -17,8 +17,9 @@ tensor([0.7500, 0.2500])
 
 # %% ../../nbs/vision/recipes.ipynb #8267e211
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 import torch
+from torch import Tensor
 from ..losses import (NLL, ExpectedInfoNCE, InfoNCE, SoftDistributionInfoNCE, SoftTargetCrossEntropy,
                             SoftTargetInfoNCE)
 from ..noise import ClosedForm, Fresh, Queue, empirical_noise
@@ -43,7 +44,7 @@ def _noise_source(noise, size, lam, epsilon):
 
 # %% ../../nbs/vision/recipes.ipynb #cef954ae
 def make_loss(name:str,       # a key of `NAMES`
-              labels:Any=None, # `(N,)` class ids or `(N, K)` probabilities of the training set: the noise of InfoNCE
+              labels:Tensor|None=None, # `(N,)` class ids or `(N, K)` probabilities of the training set: InfoNCE's noise
               num_classes:int|None=None, # K
               noise:str='in_batch', # 'in_batch', 'queue', 'fresh' or 'closed_form'
               noise_size:int=4096, # of queue and fresh
@@ -60,7 +61,7 @@ def make_loss(name:str,       # a key of `NAMES`
 def loaders(data:Any, # `Splits`
             s:dict,  # `settings`
             loss:str, # a key of `NAMES`; a hard one gets ids drawn from the mixed targets
-            seed:int=0, num_workers:int=0, device:Any='cpu', # seed, num_workers, device: as of `Batches`
+            seed:int=0, num_workers:int=0, device:str|torch.device='cpu', # seed, num_workers, device: as of `Batches`
             rank:int=0, world:int=1)->dict: # rank, world: as of `Batches`; return: train, valid, test
     "Batches of the three parts: augmented and mixed for training, in order for the others."
     in_files = not isinstance(data.train.images, torch.Tensor) # tensors are neither cropped nor erased
@@ -99,10 +100,10 @@ def target_kind(data:Any, # `Splits`
 def train_images(dataset:dict, # arguments of `load`
                  s:dict,       # `settings`, with `lr`
                  loss:dict,    # arguments of `make_loss` but for the labels
-                 folder:Any,   # where `last.pt` and `result.pt` are kept
+                 folder:str|Path,   # where `last.pt` and `result.pt` are kept
                  seed:int=0,   # of the model and the batches
-                 device:Any='auto', num_workers:int=0, # device: 'auto', 'cpu' or another; num_workers: that read images
-                 on_epoch:Any=None, # called with the row of each epoch
+                 device:str|torch.device='auto', num_workers:int=0, # device: 'auto' or one; num_workers: that read
+                 on_epoch:Callable[[dict], Any]|None=None, # called with the row of each epoch
                  **config:Any, # other fields of `TrainConfig`
                 )->dict: # valid, test: logits and labels; last: the last row; corrupt: names; weights: their number
     "One training, resumed or read back if it is finished. On each rank the same call, as `launch_nodes` makes it."
@@ -125,7 +126,7 @@ def train_images(dataset:dict, # arguments of `load`
     return done
 
 # %% ../../nbs/vision/recipes.ipynb #7b0c2b5e
-def log_epoch(folder:Any, # of a run, perhaps from another process
+def log_epoch(folder:str|Path, # of a run, perhaps from another process
               epochs:int, # of the whole training
               row:dict,   # of the history
              )->None:

@@ -149,8 +149,8 @@ def _network_of(data, s): # arguments of `make_model`
                 hidden=s['hidden'] or None, pretrained=bool(s['pretrained']), **own)
 
 # %% ../../nbs/vision/use.ipynb #6ed25236
-def save_model(folder:Any,    # of the model, such as `run.dir/'model'`
-               checkpoints:Any, # the folder of the training's checkpoints
+def save_model(folder:str|Path,    # of the model, such as `run.dir/'model'`
+               checkpoints:str|Path, # the folder of the training's checkpoints
                data:Any, s:dict, # data: `Splits` of the training; s: its `settings`
                loss:dict,     # arguments of `make_loss` but for the labels
                valid:Any,     # logits and labels of the validation part
@@ -195,10 +195,10 @@ def _opened(image): # a PIL image, from a path or as it is
 # %% ../../nbs/vision/use.ipynb #1a5c7c79
 class ImageModel:
     "A trained classifier with what it takes to use it."
-    def __init__(self, network:Any, # `nn.Module`, of images to logits
+    def __init__(self, network:nn.Module, # `nn.Module`, of images to logits
                  read_out:Any,      # of logits to probabilities
                  transform:Any,     # of a PIL image to a tensor
-                 about:Any):        # what its folder's `config.json` says
+                 about:dict):        # what its folder's `config.json` says
         self.model:nn.Module = network         # `(N, C, size, size)` to `(N, K)` logits, in evaluation mode
         self.transform:Transform = transform   # a PIL image to `(C, size, size)`
         self.about:dict = about                # all that `config.json` says
@@ -238,9 +238,9 @@ def layers_of(model:ImageModel, path:str)->str: # of a head; '' for none
     return ', '.join(f'torch.nn.{layer}' for layer in (head if isinstance(head, nn.Sequential) else [head]))
 
 # %% ../../nbs/vision/use.ipynb #f3c08a5e
-def load_run(path:Any,         # of a run, of its folder `model`, or of an exported model
+def load_run(path:str|Path,         # of a run, of its folder `model`, or of an exported model
              weights:str|None=None, # 'last' or 'best'; None: those that count
-             device:Any='cpu', # 'auto': a GPU if there is one
+             device:str|torch.device='cpu', # 'auto': a GPU if there is one
             )->ImageModel:
     "The model of a finished run. UsageError where there is none, or a file is damaged, with its path."
     found = find_model(path)

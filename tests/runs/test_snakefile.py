@@ -98,3 +98,19 @@ def test_names_with_spaces_and_signs_and_data_that_is_missing(tmp_path):
     assert code == 0 and message in out
     code, out = snakemake('--cores', 1, '--configfile', 'c.yaml', cwd=tmp_path)
     assert code == 1 and f'nothing was started: {message}' in out and len(list(tmp_path.glob('my runs/walk/*'))) == 2
+
+
+def test_the_guides_table_is_that_of_the_plan():
+    "Targets, experiments and runs in the committed output, counted again."
+    guide = nbformat.read(REPO/'nbs/guides/clusters.ipynb', as_version=4)
+    told = [o.text for c in guide.cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'stream']
+    plan = Plan(yaml.safe_load((REPO/'config/paper.yaml').read_text()))
+    head, *lines = told[0].splitlines()
+    assert head.split() == list(plan.targets)
+    counts = {line.split()[0]: [int(n) for n in line.split()[1:]] for line in lines}
+    assert set(counts) == {experiment for experiment, _ in plan.runs}
+    def behind(key): return {key}.union(*(behind(k) for k in plan.runs[key].needs))
+    for column, keys in enumerate(plan.targets.values()):
+        every = set().union(*map(behind, keys))
+        for experiment, row in counts.items(): assert row[column] == sum(e == experiment for e, _ in every), experiment
+    assert told[1].startswith(f'{len(plan.runs)} runs in all')

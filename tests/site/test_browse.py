@@ -1,6 +1,7 @@
 "Each check of tools/browse.py finds what it is for, on small pages with one fault each, and nothing on a good page."
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,6 +90,19 @@ def test_a_good_page(findings, name): assert not findings[name]
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found(findings, name):
     assert any(said in o for o in findings[name] for said in FAULTS[name][1].split("|")), findings[name]
+
+
+def test_a_page_that_the_browser_gives_up(monkeypatch):
+    tries = []
+    def look(*args):
+        tries.append(args)
+        if len(tries) != wanted: raise RuntimeError("Timeout 60000ms exceeded.\nCall log: ...")
+        yield "pale"
+    monkeypatch.setattr(browse, "look", look)
+    browser = SimpleNamespace(contexts=[])
+    for wanted, found in {1: ["pale"], 2: ["pale"], 3: ["the browser gave up: Timeout 60000ms exceeded."]}.items():
+        tries.clear()
+        assert browse.look_twice(browser, "a.html") == found and len(tries) == min(wanted, 2)
 
 
 BOX = """<input type="search"><div id="r"></div><script>

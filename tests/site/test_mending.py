@@ -63,11 +63,13 @@ def test_an_empty_corner_is_no_header(page):
 
 
 def test_columns_of_words_begin_at_the_left(page):
-    rows = [["", "claim", "ours", "note"], ["1", "It is better than the other one, by far", "+0.1 ± 0.2 points", ""],
-            ["2", "No", "-3e-05", "1 of them"]]
+    long = "It is better than the other one, by far"
+    rows = [["", "claim", "ours", "note", "why"], ["1", long, "+0.1 ± 0.2 points", "", long],
+            ["2", "No", "-3e-05", "1 of them", ""], ["3", "Yes", "1", "", "so"]]
     table = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in r) + "</tr>" for r in rows)
     s = done(mending.tables, page, f'<div class="cell-output-display"><table>{table}</table></div>')
-    for r in s.select("tr"): assert [c.get("class") for c in r.select("td")] == [None, ["words", "long"], None, None]
+    for r in s.select("tr"): assert [c.get("class") for c in r.select("td")] == [
+        None, ["words", "long"], None, None, ["words"]]
 
 
 def test_a_number_and_its_interval_stay_together(page):
