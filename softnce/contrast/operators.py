@@ -64,11 +64,16 @@ def triton_for(x):
 # %% ../../nbs/contrast/operators.ipynb #57682eb2
 @contextmanager
 def exact_products()->Iterator[None]:
-    "Products of fp32 matrices in fp32, in a block, whatever PyTorch's flag for tf32 says."
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision('highest')
+    "Products of fp32 matrices in fp32, in a block, whatever PyTorch's flags for tf32 say."
+    flags = torch.backends.cuda.matmul
+    try: before, newer = torch.get_float32_matmul_precision(), False
+    except RuntimeError: before, newer = flags.fp32_precision, True  # set there; PyTorch refuses a mixture of the two
+    def use(precision):
+        if newer: flags.fp32_precision = precision
+        else: torch.set_float32_matmul_precision(precision)
+    use('ieee' if newer else 'highest')
     try: yield
-    finally: torch.set_float32_matmul_precision(before)
+    finally: use(before)
 
 # %% ../../nbs/contrast/operators.ipynb #57682eb4
 def by_reference(inputs):

@@ -553,7 +553,7 @@ def test_every_kernel_compiles_for_a_card(capability, tmp_path):
 def test_no_batch_size_is_compiled_for_anew(tmp_path):
     "But for where a launcher chooses otherwise: by pairs a kernel is used in two ways, and so are some others."
     binaries, = compiled('sizes', tmp_path)
-    twice = 'pair_kernel', 'again_kernel', 'rows_kernel', 'join_kernel', 'softmax_kernel', 'gradient_kernel'
+    twice = 'pair_kernel', 'again_kernel', 'rows_kernel', 'join_kernel', 'softmax_kernel'
     assert binaries == {name: 2 if name in twice else 1 for name in KERNELS}
 
 
