@@ -378,5 +378,6 @@ def bag_gradient(g, each, left, candidates, own, log_eta, scale, in_batch):
     "The gradient of rows that count `each` times `g` `(N,)`, or 1, from what `bag_totals` left."
     table, rows, entries, sums, slope = left[0], Rows(*left[1:5]), Entries(*left[5:8], False), left[8:11], left[11]
     of_pieces, piece = launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, sums[0])
-    return launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, [*sums, of_pieces], piece, g,
+    outputs = [*sums, of_pieces]
+    return launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, outputs, piece, g,
                            each, slope)
