@@ -35,7 +35,7 @@ class Page(HTMLParser):
         if tag == "img": self.images.append(a.get("src", ""))
         if tag == "link" and a.get("rel") in ("stylesheet", "icon"): self.scripts.append(a["href"])
         if tag == "script" and "src" in a: self.scripts.append(a["src"])
-        if tag in ("h2", "h3"): self.headings.append("")
+        if tag in ("h2", "h3"): self.headings.append(a.get("data-anchor-id", ""))  # `## Batches` is no `Batches`
         if tag in ("h1", "h2", "h3"): self.entries.append([tag, ""])
         self.attrs += "\n" + " ".join(v for v in a.values() if not v.startswith("data:"))
     def handle_endtag(self, tag):
@@ -46,7 +46,6 @@ class Page(HTMLParser):
         self.text += data
         if any("math" in o[1].split() for o in self.stack): self.tex += data
         elif not tags & {"code", "pre"}: self.prose += data
-        if tags & {"h2", "h3"}: self.headings[-1] += data
         elif self.entries: self.entries[-1][1] += data
     def under(self, heading):
         "The text of the entries that are called so."
