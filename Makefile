@@ -104,7 +104,7 @@ MISSING = softnce run missing_word -p path=$(abspath $(WORDNET)) -p sizes='[]' $
 FURTHER := -p ledger=true -p into=words_further -p targets='[label, distribution]' -p losses='[soft CE, in-batch, expected]'
 FOUR := -p search_seeds='[100]' -p lrs='[0.001, 0.003, 0.01, 0.03, 0.1]'
 ALL_STUDENTS := -p students='["labels", "soft CE", "in-batch", "expected", "closed form", "KL, T=2", "KL, T=4", "KL, T=4, labels .1", "in-batch, T=4", "expected, T=4", "soft CE, uniform", "soft CE, renormalise", "KL, bucket", "KL, bucket, labels .1", "in-batch, uniform", "expected, uniform", "expected, renormalise"]'
-text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or their zip): about two hours of one core
+text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or their zip): about two and a half hours of one core
 	softnce run words -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p ledger=true
 	softnce run words -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p ledger=true -p targets='[smoothed]' -p losses='[soft CE, closed form]' -p lrs='[0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03]'
 	softnce run words $(FURTHER) -p seeds='[10, 11, 12, 13, 14]'
@@ -112,10 +112,10 @@ text-ledgers: $(VENV)/.ready    ## the experiments on text (WORDNET=its files or
 	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p hidden=64
 	softnce run words $(FURTHER) $(FOUR) -p seeds='[0, 1, 2, 3, 4]' -p rows=50000 -p epochs=1
 	$(MISSING) -p seconds=60 -p looks=6 -p search_seconds=15 -p arms='["soft CE", "in-batch"]'
-	$(MISSING) -p seconds=15 -p looks=4 -p search_seconds=3.75 -p arms='["expected, counts", "sampled softmax"]'
-	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=15 -p arms='["fresh, unigram", "queue"]'
-	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=3.75 -p arms='["fresh, uniform", "fresh, unigram^.75", "expected, fresh, counts"]'
-	$(MISSING) -p seconds=7.5 -p looks=1 -p search_seconds=3.75 -p lrs='[0.003, 0.01, 0.03, 0.1]' -p arms='["in-batch, counts"]'
+	$(MISSING) -p seconds=30 -p looks=5 -p search_seconds=3.75 -p arms='["expected, counts", "sampled softmax"]'
+	$(MISSING) -p seconds=30 -p looks=3 -p search_seconds=15 -p arms='["fresh, unigram", "queue", "closed form"]'
+	$(MISSING) -p seconds=30 -p looks=3 -p search_seconds=3.75 -p arms='["fresh, uniform", "fresh, unigram^.75", "expected, fresh, counts"]'
+	$(MISSING) -p seconds=30 -p looks=3 -p search_seconds=3.75 -p lrs='[0.003, 0.01, 0.03, 0.1]' -p arms='["in-batch, counts"]'
 	$(MISSING) -p seconds=4 -p looks=1 -p search_seconds=4 -p taught=100000 -p arms='["in-batch", "soft CE, spread", "in-batch, teacher", "expected, teacher", "expected, half teacher"]'
 	softnce run distillation -p ledger=true $(ALL_STUDENTS) -p seeds='[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]' -p search_seeds='[100, 101, 102, 103]' -p lrs='[0.003, 0.01, 0.03, 0.1, 0.3]'
 	softnce run distillation $(FIVE) $(ALL_STUDENTS) -p tasks='[words]' -p lrs='[0.001, 0.003, 0.01, 0.03, 0.1]'

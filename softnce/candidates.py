@@ -56,7 +56,8 @@ def parts_of(targets:Targets,  # SparseTargets, or `(N, K)` probabilities
     elif eps: weights = ((1-eps)*(weights[:1] if weights.stride(0) == 0 else weights)).expand(targets.shape[0], -1)
     if not isinstance(eps, Tensor) and eps == cancels: return Parts(targets.indices, weights, None, None)
     size = targets.shape[:1]
-    share = weights.new_zeros(size) + eps - cancels if isinstance(eps, Tensor) else weights.new_full(size, eps - cancels)
+    if isinstance(eps, Tensor): share = weights.new_zeros(size) + eps - cancels
+    else: share = weights.new_full(size, eps - cancels)
     return Parts(targets.indices, weights, share, None)
 
 # %% ../nbs/losses/candidates.ipynb #fe8467a5

@@ -77,6 +77,11 @@ def empty_gradient(x:Tensor, by_class:bool=False)->Tensor:
     "Memory for the gradient by `x` `(N, K)`; `by_class`: a row of memory for each class."
     return x.new_empty(x.shape[1], x.shape[0]).t() if by_class else x.new_empty(*x.shape)
 
+NUM_STATS = 6  # numbers of a row that a sum on a card leaves for its gradient
+
+# whether a backward pass that is under way may be asked for again
+keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True)
+
 # %% ../../nbs/contrast/layout.ipynb #e2ab6be7
 def by_class(ids:Tensor,      # `(M, S)`
              num_classes:int, # `K`

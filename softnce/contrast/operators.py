@@ -29,7 +29,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from .layout import empty_gradient, in_full, row_blocks
+from .layout import NUM_STATS, empty_gradient, in_full, keeps_graph, row_blocks
 from ..targets import check_device, has_values
 
 # %% ../../nbs/contrast/operators.ipynb #553a787e
@@ -64,11 +64,16 @@ def triton_for(x):
 # %% ../../nbs/contrast/operators.ipynb #57682eb2
 @contextmanager
 def exact_products()->Iterator[None]:
-    "Products of fp32 matrices in fp32, in a block, whatever PyTorch's flag for tf32 says."
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision('highest')
+    "Products of fp32 matrices in fp32, in a block, whatever PyTorch's flags for tf32 say."
+    flags = torch.backends.cuda.matmul
+    try: before, newer = torch.get_float32_matmul_precision(), False
+    except RuntimeError: before, newer = flags.fp32_precision, True  # set there; PyTorch refuses a mixture of the two
+    def use(precision):
+        if newer: flags.fp32_precision = precision
+        else: torch.set_float32_matmul_precision(precision)
+    use('ieee' if newer else 'highest')
     try: yield
-    finally: torch.set_float32_matmul_precision(before)
+    finally: use(before)
 
 # %% ../../nbs/contrast/operators.ipynb #57682eb4
 def by_reference(inputs):
@@ -91,8 +96,6 @@ def kept_of(ctx):
     first = len(tensors) - len(ctx.places)
     for i, tensor in zip(ctx.places, tensors[first:]): inputs[i] = tensor
     return inputs, tensors[:first]
-
-NUM_STATS = 6  # numbers of a row that a sum on a card leaves for its gradient
 
 def differentiable(reference, by_class=False, late=None, kernels=None):
     """Decorator of a sum: what calls it as `autograd.Function`, operator, or by its `reference`.
@@ -194,8 +197,6 @@ def kernels_for(x, *others):
     return None if by_reference((x,)) or any(recorded(a) for a in others) else kernels
 
 # %% ../../nbs/contrast/operators.ipynb #71me5cel
-keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True)
-
 def weighted(gradient, g):
     "The gradient times the rows' weights: in place where the graph is not kept, as nobody can ask for it again."
     if keeps_graph() or torch.compiler.is_compiling(): return (g[:, None]*gradient).to(gradient.dtype)

@@ -418,7 +418,7 @@ ROUTES = {
     (Logits, ClassCounts): sum_counts,                  # O(NK), however many candidates: equal labels have equal scores
     (Logits, Expectation): sum_expectation,             # O(NK): independent noise factorises
     (Logits, SparseCandidates): sum_sparse,             # O(NMS) gathers, or O(NK) exponentials for pairs
-    (Logits, DenseCandidates): sum_dense,               # O(NMK), one matrix product
+    (Logits, DenseCandidates): sum_dense,               # O(NMK), one product; in tf32 outside of `exact_products`
     (Logits, NoiseLabels): sum_labels,                  # O(NK), however many noise labels
     (LinearScores, SparseCandidates): sum_linear,       # O(NMd), whatever K
     (LinearScores, DenseCandidates): sum_linear,        # O(MKd) to mix the embeddings

@@ -150,41 +150,55 @@ def piece_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, PI
                                   w_stride, scale, S, IN_BATCH, DTYPE), 0)
     tl.store(PIECES + number.to(tl.int64)*stride*BLOCK_N + rows, sums)
 
-@triton.jit(do_not_specialize=['N', 'piece', 'stride', 'grad_stride'])
-def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, Z, Q, PIECES, OWN_IDS, OWN_W,
-                    OWN_SHARE, G, SLOPE, GRAD, N, K, piece, stride, w_stride, own_stride, grad_stride, g_stride,
-                    scale:tl.float64, each:tl.float64, S:tl.constexpr, OWN_S:tl.constexpr, IN_BATCH:tl.constexpr,
-                    DTYPE:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_M:tl.constexpr):
-    "Gradient of a block of rows by a block of classes; a row counts `each` times G, times SLOPE, each where it is there."
-    blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, DTYPE)
-    rows, in_rows, largest, mean = rows_of_block(tl.program_id(0)//blocks, N, LARGEST, MEAN, DTYPE, BLOCK_N)
-    top, z = tl.load(TOP + rows, mask=in_rows, other=0.), tl.load(Z + rows, mask=in_rows, other=1.)
-    first = tl.program_id(0) % blocks*BLOCK_K
-    k = first + tl.arange(0, BLOCK_K)
+@triton.jit
+def sums_of_class(start, last, piece, PIECES, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top, stride,
+                  w_stride, scale, S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr, BLOCK_M:tl.constexpr):
+    "The sum over the sorted entries of one class, or over its pieces if it is cut."
+    sums, cut = tl.zeros((rows.shape[0],), DTYPE), is_cut(start, last, piece)
+    end_of_cuts = tl.where(cut, (last - 1)//piece, 0)
+    for at in range(start//piece, end_of_cuts, BLOCK_M):
+        p = at + tl.arange(0, BLOCK_M)
+        part = PIECES + p.to(tl.int64)[:, None]*stride*rows.shape[0] + rows[None, :]
+        sums += tl.sum(tl.load(part, mask=(p < end_of_cuts)[:, None], other=0.), 0)
+    last = tl.where(cut, start, last)  # nothing more
+    for at in range(start, last, BLOCK_M):
+        e = at + tl.arange(0, BLOCK_M)
+        sums += tl.sum(entry_sums(e, e < last, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top, stride,
+                                  w_stride, scale, S, IN_BATCH, DTYPE), 0)
+    return sums
+
+@triton.jit
+def sums_by_class(first, k, K, T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, PIECES, rows, largest, mean, top, piece, stride,
+                  w_stride, scale, S:tl.constexpr, IN_BATCH:tl.constexpr, DTYPE:tl.constexpr, BLOCK_M:tl.constexpr):
+    "The sums over the entries of each of the classes `k` from `first` on, for a block of rows."
     begin = tl.load(BEGIN + k, mask=k < K, other=0).to(tl.int32)
     end = tl.load(BEGIN + k + 1, mask=k < K, other=0).to(tl.int32)
-    g, longest = tl.zeros((BLOCK_K, BLOCK_N), DTYPE), tl.max(end - begin, 0)
+    g, longest = tl.zeros((k.shape[0], rows.shape[0]), DTYPE), tl.max(end - begin, 0)
     if longest <= LONG:
         for j in range(0, longest):
             g += entry_sums(begin + j, begin + j < end, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top,
                             stride, w_stride, scale, S, IN_BATCH, DTYPE)
     else:
-        for c in range(0, tl.minimum(BLOCK_K, K - first)):
-            of_class = tl.zeros((BLOCK_N,), DTYPE)
+        for c in range(0, tl.minimum(k.shape[0], K - first)):
             start, last = tl.load(BEGIN + first + c).to(tl.int32), tl.load(BEGIN + first + c + 1).to(tl.int32)
-            if PIECES is not None:
-                cut = is_cut(start, last, piece)
-                end_of_cuts = tl.where(cut, (last - 1)//piece, 0)
-                for at in range(start//piece, end_of_cuts, BLOCK_M):
-                    p = at + tl.arange(0, BLOCK_M)
-                    part = PIECES + p.to(tl.int64)[:, None]*stride*BLOCK_N + rows[None, :]
-                    of_class += tl.sum(tl.load(part, mask=(p < end_of_cuts)[:, None], other=0.), 0)
-                last = tl.where(cut, start, last)  # nothing more
-            for at in range(start, last, BLOCK_M):
-                e = at + tl.arange(0, BLOCK_M)
-                of_class += tl.sum(entry_sums(e, e < last, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean, top,
-                                              stride, w_stride, scale, S, IN_BATCH, DTYPE), 0)
+            of_class = sums_of_class(start, last, piece, PIECES, T, LOG_ETA, IDS, W, SHARE, ENTRY, rows, largest, mean,
+                                     top, stride, w_stride, scale, S, IN_BATCH, DTYPE, BLOCK_M)
             g = tl.where((k == first + c)[:, None], of_class[None, :], g)
+    return g
+
+@triton.jit(do_not_specialize=['N', 'piece', 'stride', 'grad_stride'])
+def gradient_kernel(T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, LARGEST, MEAN, TOP, Z, Q, PIECES, OWN_IDS, OWN_W,
+                    OWN_SHARE, G, SLOPE, GRAD, N, K, piece, stride, w_stride, own_stride, grad_stride, g_stride,
+                    scale:tl.float64, each:tl.float64, S:tl.constexpr, OWN_S:tl.constexpr, IN_BATCH:tl.constexpr,
+                    DTYPE:tl.constexpr, BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_M:tl.constexpr):
+    "Gradient of a block of rows by a block of classes; a row counts `each` times G times SLOPE, where these are there."
+    blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, DTYPE)
+    rows, in_rows, largest, mean = rows_of_block(tl.program_id(0)//blocks, N, LARGEST, MEAN, DTYPE, BLOCK_N)
+    top, z = tl.load(TOP + rows, mask=in_rows, other=0.), tl.load(Z + rows, mask=in_rows, other=1.)
+    first = tl.program_id(0) % blocks*BLOCK_K
+    k = first + tl.arange(0, BLOCK_K)
+    g = sums_by_class(first, k, K, T, LOG_ETA, IDS, W, SHARE, ENTRY, BEGIN, PIECES, rows, largest, mean, top, piece,
+                      stride, w_stride, scale, S, IN_BATCH, DTYPE, BLOCK_M)
     g = g/z[None, :] - own_part(k, rows, in_rows, OWN_IDS, OWN_W, own_stride, OWN_S, DTYPE)
     if SHARE is not None: g += tl.load(Q + rows, mask=in_rows, other=0.)[None, :]/K
     if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + rows, mask=in_rows, other=0.)[None, :]/K
@@ -292,19 +306,18 @@ def piece_size(E, blocks): # E: entries; blocks: of rows
     return max(LONG.value, triton.next_power_of_2(triton.cdiv(E*blocks, PIECE_PROGRAMS)))
 
 def launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, top):
-    "Sums over the pieces of classes with many entries `(cuts, N)`, or None where no cut is; and how long they are."
+    "Sums over the pieces of classes with many entries `(cuts, N)`, and how long these are."
     N, E, size = rows.own.shape[0], len(entries.entry), rows_per_program(table)
     blocks = triton.cdiv(N, size)
     piece = piece_size(E, blocks)
     cuts = (E - 1)//piece
-    if not cuts: return None, piece
     sums = torch.empty(cuts, table.shape[1], dtype=top.dtype, device=table.device)
+    if not cuts: return sums, piece
     piece_kernel[(blocks*cuts,)](
         table,
         log_eta,
         *candidates,
-        entries.entry,
-        entries.begin,
+        *entries[1:3],
         rows.largest,
         rows.mean,
         top,
@@ -322,21 +335,21 @@ def launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, to
         BLOCK_M=TILE//size//2)
     return sums, piece
 
-def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, g, each, slope):
+def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, piece, g, each, slope):
     "The gradient `(N, K)`, stored by class, in the precision of the logits."
     K, N, size = table.shape[0], rows.own.shape[0], rows_per_program(table)
-    of_pieces, piece = launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, sums[0])
     block, gradient = TILE//size, empty_gradient(table[:, :N].t(), by_class=True)
+    constants = dict(S=candidates.ids.shape[1], OWN_S=own.ids.shape[1], IN_BATCH=in_batch, DTYPE=precision(table),
+                     BLOCK_N=size, BLOCK_K=block, BLOCK_M=block//2, g_stride=0 if g is None else g.stride(0),
+                     scale=scale, each=each)
     gradient_kernel[(triton.cdiv(N, size)*triton.cdiv(K, block),)](
         table,
         log_eta,
         *candidates,
-        entries.entry,
-        entries.begin,
+        *entries[1:3],
         rows.largest,
         rows.mean,
         *sums,
-        of_pieces,
         *own,
         g,
         slope,
@@ -348,16 +361,7 @@ def launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_ba
         candidates.weights.stride(0),
         own.weights.stride(0),
         gradient.stride(1),
-        0 if g is None else g.stride(0),
-        scale,
-        each,
-        S=candidates.ids.shape[1],
-        OWN_S=own.ids.shape[1],
-        IN_BATCH=in_batch,
-        DTYPE=precision(table),
-        BLOCK_N=size,
-        BLOCK_K=block,
-        BLOCK_M=block//2)
+        **constants)
     return gradient
 
 # %% ../../nbs/contrast/triton_candidates.ipynb #db943acc
@@ -373,4 +377,7 @@ def bag_totals(logits, candidates, own, log_eta, scale, in_batch, beside, with_g
 def bag_gradient(g, each, left, candidates, own, log_eta, scale, in_batch):
     "The gradient of rows that count `each` times `g` `(N,)`, or 1, from what `bag_totals` left."
     table, rows, entries, sums, slope = left[0], Rows(*left[1:5]), Entries(*left[5:8], False), left[8:11], left[11]
-    return launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, sums, g, each, slope)
+    of_pieces, piece = launch_pieces(table, rows, candidates, entries, log_eta, scale, in_batch, sums[0])
+    outputs = [*sums, of_pieces]
+    return launch_gradient(table, rows, candidates, own, entries, log_eta, scale, in_batch, outputs, piece, g,
+                           each, slope)

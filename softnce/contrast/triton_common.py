@@ -242,7 +242,7 @@ def pieces(count, size, dtype, device):
 NO_ENTRIES = Entries(None, None, None, False)
 
 def join_parts(tops, sums, shares, parts, own, entries=NO_ENTRIES, slope=None):
-    "Top, sum and share of the mean of rows `(N,)` from those of their parts `(parts*N,)`, and results; `slope`: theirs."
+    "Top, sum and share of the mean of rows `(N,)` from those of their parts `(parts*N,)`; results, and their `slope`."
     N, total = own.shape[0], torch.empty_like(own)
     top, z, q = pieces(3, N, own.dtype, own.device)
     E, K, block = 0, 0, 128 if entries.sorted else 64  # counting takes more registers

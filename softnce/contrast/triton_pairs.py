@@ -27,8 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from softnce.contrast.layout import empty_gradient, in_full
-from softnce.contrast.operators import keeps_graph
+from softnce.contrast.layout import empty_gradient, in_full, keeps_graph
 from softnce.contrast.triton_candidates import Rows, Sparse, bag_gradient, bag_totals, row_constants
 from softnce.contrast.triton_common import (FLOOR, by_row, exactly, join_parts, on_its_device, online, pieces,
                                             row_factor, scores_at, softplus, stored)
@@ -95,13 +94,11 @@ def pair_sums(row, at, k, rows, in_rows, here, top, best, W, scale, LOG_ETA, COU
     return sums*pair_exponentials(row, at, k[None, :], here, top, best, tl.load(W + MINE), scale, LOG_ETA)
 
 @triton.jit(do_not_specialize=['N', 'half_stride', 'grad_stride'])
-def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST, TOPS, ZS, Z, G, SLOPE, HALF, GRAD, N, K,
-                stride, own_stride, half_stride, grad_stride, g_stride, scale:tl.float64, each:tl.float64,
+def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST, TOPS, ZS, Z, G, SLOPE, HALF, GRAD, N,
+                K, stride, own_stride, half_stride, grad_stride, g_stride, scale:tl.float64, each:tl.float64,
                 MINE:tl.constexpr, OWN_S:tl.constexpr, IN_BATCH:tl.constexpr, PRECISION:tl.constexpr,
                 BLOCK_N:tl.constexpr, BLOCK_K:tl.constexpr, BLOCK_J:tl.constexpr):
-    """Of a block of rows and of classes, these first in a pair (MINE=0): sums; second (MINE=1): gradients.
-
-    HALF is what the first leaves of the gradient, in fp32; without it both sides are summed for it."""
+    "Of a block of rows and of classes, these first in a pair (MINE=0): sums, and HALF; second (MINE=1): gradients."
     blocks, scale = tl.cdiv(K, BLOCK_K), exactly(scale, tl.float32)
     block = tl.program_id(0) % blocks  # neighbours share their rows
     first = (tl.program_id(0)//blocks).to(tl.int64)*BLOCK_N
@@ -120,6 +117,7 @@ def pair_kernel(L, LOG_ETA, COUNTS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, BEST,
         if HALF is not None: tl.store(HALF + half, mine*sums, mask=here)
     else:
         if HALF is not None: g = tl.load(HALF + half, mask=here, other=0.) + mine*sums
+        # without the first side's, in fp32, both sides are summed here
         else: g = mine*sums + other*pair_sums(row, at, k, rows, in_rows, here, top, best, W, scale, LOG_ETA, COUNTS,
                                               OWN_IDS, K, 0, IN_BATCH, PRECISION, BLOCK_J)
         g /= tl.load(Z + rows, mask=in_rows, other=1.)[:, None]
@@ -139,6 +137,19 @@ def row_candidates(row, m, M, i, IDS, W, top, scale, LOG_ETA, IN_BATCH:tl.conste
         u += tl.load(W + c)*scores_at(tl.load(row + k), k, m < M, top, scale, LOG_ETA, tl.float32)
     if IN_BATCH: u = tl.where(m == i, FLOOR, u)
     return tl.where(m < M, u, float('-inf'))
+
+@triton.jit
+def named_by_candidates(k, row, M, i, IDS, W, top, high, z, scale, LOG_ETA, IN_BATCH:tl.constexpr,
+                        BLOCK_M:tl.constexpr):
+    "Of classes `k`, weights times probabilities of the candidates that name them, for one row."
+    g = tl.zeros((k.shape[0],), tl.float32)
+    for start in range(0, M, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        p = tl.exp(row_candidates(row, m, M, i, IDS, W, top, scale, LOG_ETA, IN_BATCH) - high)/z
+        for c in tl.static_range(2):
+            named = tl.load(IDS + 2*m + c, mask=m < M, other=-1)
+            g += tl.sum(tl.where(named[:, None] == k[None, :], (tl.load(W + c)*p)[:, None], 0.), 0)
+    return g
 
 @triton.jit(do_not_specialize=['M', 'grad_stride'])
 def again_kernel(L, LOG_ETA, IDS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, OWN, Z, G, SLOPE, TOTAL, GRAD, M, K, stride,
@@ -163,13 +174,8 @@ def again_kernel(L, LOG_ETA, IDS, W, OWN_IDS, OWN_W, OWN_SHARE, LARGEST, OWN, Z,
         if G is not None: factor *= tl.load(G + i*g_stride)
         if SLOPE is not None: factor *= tl.load(SLOPE + i)
         for first in range(0, K, BLOCK_K):
-            k, g = first + tl.arange(0, BLOCK_K), tl.zeros((BLOCK_K,), tl.float32)
-            for start in range(0, M, BLOCK_M):
-                m = start + tl.arange(0, BLOCK_M)
-                p = tl.exp(row_candidates(row, m, M, i, IDS, W, top, scale, LOG_ETA, IN_BATCH) - high)/z
-                for c in tl.static_range(2):
-                    named = tl.load(IDS + 2*m + c, mask=m < M, other=-1)
-                    g += tl.sum(tl.where(named[:, None] == k[None, :], (tl.load(W + c)*p)[:, None], 0.), 0)
+            k = first + tl.arange(0, BLOCK_K)
+            g = named_by_candidates(k, row, M, i, IDS, W, top, high, z, scale, LOG_ETA, IN_BATCH, BLOCK_M)
             for c in range(OWN_S):
                 g -= tl.where(k == tl.load(OWN_IDS + i*OWN_S + c), tl.load(OWN_W + i*own_stride + c), 0.)
             if OWN_SHARE is not None: g -= tl.load(OWN_SHARE + i)/K
@@ -187,7 +193,9 @@ class Weights(NamedTuple):
 
 def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch, memory, z, half, gradient, weights):
     "One of the two products: the first without `z`, which it computes into `memory`, the second with it."
-    N, K = logits.shape
+    (N, K), constants = logits.shape, dict(PAIR_BLOCKS, MINE=0 if z is None else 1, OWN_S=own.ids.shape[1])
+    # what is rounded to 16 bits needs no more than 10 bits of the products, and a third of the time
+    constants['PRECISION'] = 'tf32' if z is not None and half is None else 'tf32x3'
     pair_kernel[(triton.cdiv(N, PAIR_BLOCKS['BLOCK_N'])*triton.cdiv(K, PAIR_BLOCKS['BLOCK_K']),)](
         logits,
         log_eta,
@@ -211,12 +219,8 @@ def launch_pairs(logits, counts, candidates, own, rows, log_eta, scale, in_batch
         0 if weights.g is None else weights.g.stride(0),
         scale,
         weights.each,
-        MINE=0 if z is None else 1,
-        OWN_S=own.ids.shape[1],
         IN_BATCH=in_batch,
-        # what is rounded to 16 bits needs no more than 10 bits of the products, and a third of the time
-        PRECISION='tf32' if z is not None and half is None else 'tf32x3',
-        **PAIR_BLOCKS)
+        **constants)
 
 def launch_again(logits, candidates, own, rows, log_eta, scale, in_batch, z, total, gradient, weights):
     "Rows that underflowed, once more."
@@ -280,7 +284,7 @@ def use_pairs(M, K, dtype): # tensor cores have no float64; above 4096 classes t
     return dtype != torch.float64 and K <= 4096 and 64*M > K*K
 
 # %% ../../nbs/contrast/triton_pairs.ipynb #deb303da
-def by_pairs(logits, ids, share, one_weight):
+def are_pairs(logits, ids, share, one_weight):
     return one_weight and ids.shape[1] == 2 and share is None and use_pairs(ids.shape[0], logits.shape[1], logits.dtype)
 
 def as_stored(ids, weights, share):
@@ -295,7 +299,7 @@ def sparse_totals(logits, ids, weights, share, own_ids, own_weights, own_share, 
     No N x M matrix, so `num_rows` has no use."""
     if not len(logits): return logits.new_empty(0, dtype=in_full(logits.dtype)),
     candidates, own = as_stored(ids, weights, share), as_stored(own_ids, own_weights, own_share)
-    begin = pair_totals if by_pairs(logits, ids, share, one_weight) else bag_totals
+    begin = pair_totals if are_pairs(logits, ids, share, one_weight) else bag_totals
     return begin(logits, candidates, own, log_eta, scale, in_batch, beside, with_grad)
 
 def sparse_gradient(g, each, *left_and_inputs):
@@ -304,7 +308,7 @@ def sparse_gradient(g, each, *left_and_inputs):
         left_and_inputs
     candidates, own = as_stored(ids, weights, share), as_stored(own_ids, own_weights, own_share)
     with torch.cuda.device_of(logits):
-        if not by_pairs(logits, ids, share, one_weight):
+        if not are_pairs(logits, ids, share, one_weight):
             return bag_gradient(g, each, left, candidates, own, log_eta, scale, in_batch)
         return pair_gradient(g, each, left, logits, candidates, own, log_eta, scale, in_batch,
                              last=g is None or not keeps_graph())

@@ -8,10 +8,10 @@ __all__ = []
 # %% ../../nbs/contrast/triton_sums.ipynb #0dc51029
 __doc__ = """The sums of `softnce.contrast.sums` as Triton kernels, with the same arguments and the same results.
 
-    class_sums            one program a row: log-sum-exps over classes, and their gradient
-    sparse_sums           candidates of a few classes: gathers, or matrix products of pairs of classes
-    expected_sums         one program a row: the mean over a draw of the own label
-    softmax_without_own   a block of candidate scores becomes its probabilities, in place
+    class_totals          one program a row: log-sum-exps over classes; `class_gradient` from what they leave
+    expected_totals       one program a row: the mean over a draw of the own label; `expected_gradient`
+    sparse_totals         candidates of a few classes: gathers, or matrix products of pairs of classes
+    dense_totals          dense candidates of the batch; `softmax_without_own` a block of scores
 
 The sums call them for tensors on a card, and `set_backend('triton')` anywhere: without a card through the interpreter
 (`TRITON_INTERPRET=1`, set before the first import).
@@ -30,15 +30,15 @@ import torch
 import triton
 import triton.language as tl
 
-from softnce.contrast.layout import FAR, empty_gradient, in_full, row_blocks
-from softnce.contrast.operators import NUM_STATS, keeps_graph
-from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, largest_of_row, masked, on_its_device,
-                                            online, own_of_row, row_at, row_options, row_part, scores_at, softplus,
-                                            stored)
+from softnce.contrast.layout import FAR, NUM_STATS, empty_gradient, in_full
+from softnce.contrast.triton_common import (FLOOR, block_scores, by_row, exactly, masked, on_its_device, online,
+                                            own_of_row, row_at, row_options, row_part, scores_at, softplus, stored)
 from softnce.contrast.triton_pairs import sparse_gradient as sparse_gradient  # the sums ask this page for all kernels
 from softnce.contrast.triton_pairs import sparse_sums as sparse_sums
 from softnce.contrast.triton_pairs import sparse_totals as sparse_totals
-from softnce.targets import without_autocast
+from softnce.contrast.triton_products import dense_gradient as dense_gradient
+from softnce.contrast.triton_products import dense_totals as dense_totals
+from softnce.contrast.triton_products import softmax_without_own as softmax_without_own
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e1ddc1ed
 @triton.jit
@@ -183,7 +183,8 @@ def class_totals(logits, ids, weights, share, probs, offset, own_offset, log_eta
     logits = by_row(logits)
     given, numbers = class_arguments(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, counts)
     total = logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
-    stats, options = total.new_empty(len(total) if with_grad else 0, NUM_STATS), row_options(logits, part=numbers['TWO'] + 1)
+    stats = total.new_empty(len(total) if with_grad else 0, NUM_STATS)
+    options = row_options(logits, part=2 if numbers['TWO'] else 1)
     class_kernel[(logits.shape[0],)](
         logits,
         *given,
@@ -327,8 +328,8 @@ def expected_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, COUNTS, LABEL, LAB
     if STATS_OF is not None: store_stats(STATS_OF, i, top, best, others, as_float(at, DTYPE), at_top, rest)
 
 @triton.jit
-def expected_gradient_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, COUNTS, LABEL, LABEL_OFFSET, STATS_OF, G, GRAD, K,
-                             stride, w_stride, g_stride, scale:tl.float64, each:tl.float64, S:tl.constexpr,
+def expected_gradient_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, COUNTS, LABEL, LABEL_OFFSET, STATS_OF, G, GRAD,
+                             K, stride, w_stride, g_stride, scale:tl.float64, each:tl.float64, S:tl.constexpr,
                              DTYPE:tl.constexpr, ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr,
                              BLOCK:tl.constexpr):
     "Gradient of a block of a row, from what its sum left; G times `each` is what the row counts."
@@ -336,13 +337,13 @@ def expected_gradient_kernel(L, LOG_ETA, IDS, W, SHARE, PROBS, OFFSET, COUNTS, L
     first, scale, stats, share = L + i*stride*ALIGN, exactly(scale, DTYPE), STATS_OF + i*STATS, tl.full((), 0., DTYPE)
     row, before = row_at(L, i*stride*ALIGN, WIDE)
     if SHARE is not None: share = tl.load(SHARE + i)
-    top, best, others, at = tl.load(stats), tl.load(stats + 1), tl.load(stats + 2), as_integer(tl.load(stats + 3), DTYPE)
+    top, best, others, at = tl.load(stats), tl.load(stats + 1), tl.load(stats + 2), tl.load(stats + 3)
     at_top, rest, log_z = tl.load(stats + 4), tl.load(stats + 5), log_of_noise(best, others)
     k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
     q = tl.exp(inside(s, k, there, i, 1., OFFSET, 0, LABEL_OFFSET, COUNTS, LABEL, 1, 1) - best)/(1. + others)
     g = q*(at_top + rest) - own_pull_of(k, first, i, log_z, IDS, W, w_stride, top, scale, LOG_ETA, S, DTYPE)
     if SHARE is not None or PROBS is not None: g -= pull(spread_of(k, there, i, share, K, PROBS), s, log_z)[0]
-    g = tl.where(k == at, (rest - at_top*others)/(1. + others), g)
+    g = tl.where(k == as_integer(at, DTYPE), (rest - at_top*others)/(1. + others), g)
     tl.store(GRAD + i*K + k, scale*exactly(each, DTYPE)*tl.load(G + i*g_stride)*g, mask=there)
 
 # %% ../../nbs/contrast/triton_sums.ipynb #e2df995e
@@ -391,101 +392,3 @@ def expected_gradient(g, each, stats, logits, ids, weights, share, probs, offset
         **numbers,
         **options)
     return gradient
-
-# %% ../../nbs/contrast/triton_sums.ipynb #727b780a
-@triton.jit(do_not_specialize=['M', 'start'])
-def softmax_kernel(U, TOTAL, M, start, scale:tl.float64, HAS_OWN:tl.constexpr, BESIDE:tl.constexpr, DTYPE:tl.constexpr,
-                   ALIGN:tl.constexpr, WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
-    """Sum of a row of a block without its own candidate, `start` + row; the row becomes its probabilities, and -1 there.
-
-    BESIDE: the loss log(1 + exp sum), and the row times its derivative and `scale`."""
-    i, M = tl.program_id(0).to(tl.int64), M*ALIGN
-    first, end = U + i*M, BLOCK if ONE else M + (WIDE - 1)
-    row, before = row_at(U, i*M, WIDE)
-    own = tl.full((), 0., DTYPE)
-    if HAS_OWN: own = masked(tl.load(first + start + i))
-    top, z = tl.full((), float('-inf'), DTYPE), tl.full((), 0., DTYPE)
-    for at in range(0, end, BLOCK):
-        m, there, u = row_part(row, before, at, M, WIDE, DTYPE, BLOCK)
-        if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
-        top, z = online(u, top, z)
-    total, factor = tl.log(z) + (top - own), tl.full((), 1., DTYPE)
-    if BESIDE:
-        total, factor = softplus(total)
-        factor *= exactly(scale, DTYPE)
-    for at in range(0, end, BLOCK):
-        m, there, u = row_part(row, before, at, M, WIDE, DTYPE, BLOCK)
-        if HAS_OWN: u = tl.where(m == start + i, FLOOR, u)
-        p = tl.exp(u - top)/z
-        if HAS_OWN: p = tl.where(m == start + i, -1., p)
-        tl.store(first + m, factor*p, mask=there)
-    tl.store(TOTAL + i, total)
-
-# %% ../../nbs/contrast/triton_sums.ipynb #ed2ecf9a
-def launch_softmax(u, total, start, beside=False, scale=1.):
-    "Probabilities in place of a contiguous block `(n, M)` of scores, and sums."
-    options = row_options(u)
-    softmax_kernel[(u.shape[0],)](
-        u,
-        total,
-        u.shape[1]//options['ALIGN'],
-        start or 0,
-        scale,
-        HAS_OWN=start is not None,
-        BESIDE=beside,
-        **options)
-
-@on_its_device
-def softmax_without_own(u, start):
-    "What `softmax_without_own` of `softnce.contrast.sums` computes, of a contiguous block `(n, M)` of scores."
-    total = u.new_empty(u.shape[0])
-    launch_softmax(u, total, start)
-    return total
-
-# %% ../../nbs/contrast/triton_sums.ipynb #8d3d376c
-@triton.jit
-def centre_kernel(L, LOG_ETA, OUT, K, stride, scale:tl.float64, DTYPE:tl.constexpr, ALIGN:tl.constexpr,
-                  WIDE:tl.constexpr, ONE:tl.constexpr, BLOCK:tl.constexpr):
-    "Scores of a row, as `layout.centred`."
-    i, K, scale = tl.program_id(0).to(tl.int64), K*ALIGN, exactly(scale, DTYPE)
-    end = BLOCK if ONE else K + (WIDE - 1)
-    row, before = row_at(L, i*stride*ALIGN, WIDE)
-    top = largest_of_row(row, before, K, end, WIDE, DTYPE, BLOCK)
-    for start in range(0, end, BLOCK):
-        k, there, s = block_scores(row, before, start, K, top, scale, LOG_ETA, WIDE, DTYPE, BLOCK)
-        tl.store(OUT + i*K + k, s, mask=there)
-
-def centred_rows(logits, log_eta, scale):
-    "Scores `(n, K)` in full precision."
-    scores, options = logits.new_empty(*logits.shape, dtype=in_full(logits.dtype)), row_options(logits)
-    centre_kernel[(logits.shape[0],)](
-        logits,
-        log_eta,
-        scores,
-        logits.shape[1]//options['ALIGN'],
-        logits.stride(0)//options['ALIGN'],
-        scale,
-        **options)
-    return scores
-
-PRODUCT = 2**21  # candidate scores of a block: 8 MiB of fp32, in a card's cache between the products
-
-@on_its_device
-def dense_totals(logits, probs, shift, log_eta, scale, num_rows, with_grad):
-    "Losses among dense targets of the batch, `num_rows` at a time or as many as are cheap, and their gradient."
-    logits, total = by_row(logits), logits.new_empty(logits.shape[0], dtype=in_full(logits.dtype))
-    gradient = empty_gradient(logits) if with_grad else logits.new_empty(0)
-    with without_autocast(logits):
-        for r in row_blocks(len(logits), len(probs), num_rows*len(probs) or PRODUCT):
-            s = centred_rows(logits[r], log_eta, scale)
-            u = s @ probs.T if shift is None else torch.addmm(shift, s, probs.T)
-            launch_softmax(u, total[r], r.start, True, scale)
-            if not with_grad: continue
-            if gradient.dtype == u.dtype: torch.mm(u, probs, out=gradient[r])
-            else: gradient[r] = u @ probs
-    return total, gradient
-
-def dense_gradient(g, each, gradient, *inputs):
-    "The gradient of rows that count `each` times `g`; a card rounds to 16 bits as it writes."
-    g = (g if each == 1 else each*g)[:, None]
-    return (g*gradient).to(gradient.dtype) if keeps_graph() else gradient.mul_(g)

@@ -137,9 +137,9 @@ def product_case(dtype, M, N=8192, device='meta'):
     return Case(triton_sums.softmax_without_own, Maker(dtype, device).logits(N, M), 0)
 
 
-def dense_case(dtype, K, N=1024, device='meta'):
+def dense_case(dtype, K, N=1024, M=1024, device='meta'):
     make = Maker(dtype, device)
-    return Case(dense_losses_and_gradient, make.logits(N, K), make.full(N, K), None, make.full(K), .5, 0)
+    return Case(dense_losses_and_gradient, make.logits(N, K), make.full(M, K), None, make.full(K), .5, 0)
 
 
 def dense_losses_and_gradient(*args):
@@ -263,7 +263,8 @@ def compile_sizes():
     for N in (64, 33, 32, 1):
         for case in (class_case(F32, 1000, N=N, **on_cpu), expected_case(F32, 1000, N=N, **on_cpu),
                      sparse_case(F32, 1000, N=N, M=2*N, **on_cpu), product_case(F32, 1024, N=N, **on_cpu),
-                     sparse_case(F32, 20, N=N, M=8*N + 1, one=True, **on_cpu)): case()
+                     sparse_case(F32, 20, N=N, M=8*N + 1, one=True, **on_cpu),
+                     dense_case(F32, 1000, N=N, **on_cpu)): case()
     return Counter(name for name, _ in {(name, id(what[0])) for name, what in launches})
 
 

@@ -66,6 +66,18 @@ def test_products_are_exact_in_a_block_and_as_they_were_behind_it():
     finally: torch.set_float32_matmul_precision(before)
 
 
+def test_products_are_exact_where_the_newer_flag_was_set():
+    "Beside which PyTorch refuses to say what the older one is."
+    flags = torch.backends.cuda.matmul
+    try:
+        flags.fp32_precision = 'tf32'
+        with pytest.raises(RuntimeError, match='mix'): torch.get_float32_matmul_precision()
+        with exact_products(): assert flags.fp32_precision == 'ieee'
+        assert flags.fp32_precision == 'tf32'
+    finally: flags.fp32_precision = 'ieee'
+    assert torch.get_float32_matmul_precision() == 'highest'
+
+
 def test_parts_of_one_batch_keep_their_one_row_of_weights():
     "By the memory that they show, which no look at a card has to compare."
     whole = mixed(torch.tensor([0, 1, 2, 3]))

@@ -194,7 +194,7 @@ def one_epsilon(rank): return targets_of_ranks(batch(0)['sparse'][:rank+1])[1-ra
 def test_an_epsilon_of_all_stays_a_number(pool): assert pool.run(2, one_epsilon) == [.1, .1]
 
 
-LAMBDAS = {'agree': [.3, .3, .3], 'differ': [.3, .4, .3], 'one unknown': [.3, None, .3], 'one of three classes': 'three'}
+LAMBDAS = {'agree': [.3, .3, .3], 'differ': [.3, .4, .3], 'one unknown': [.3, None, .3], 'three classes': 'three'}
 
 
 def rows_of_one_lambda(rank, lambdas):
@@ -208,7 +208,7 @@ def rows_of_one_lambda(rank, lambdas):
 
 @pytest.mark.parametrize('case', LAMBDAS)
 def test_ranks_that_share_one_lambda_know_it(pool, case):
-    "Then all rows have one row of weights, which a card need not be asked about; else each rank's are as they were."
+    "Then all rows have one row of weights, which a card need not be asked about; else each has its own."
     found = pool.run(3, rows_of_one_lambda, LAMBDAS[case])
     wanted = torch.cat([own for *_, own, _ in found])
     for one, row, _, joined in found:
