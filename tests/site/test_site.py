@@ -21,7 +21,7 @@ VOID = {"img", "link", "meta", "br", "hr", "input"}
 class Page(HTMLParser):
     """A page's links, scripts, ids, headings and text; text inside code and maths is kept apart.
 
-    `entries`: below each heading of the third level, what is there until the next heading."""
+    `entries`: below each heading, what is there until the next one; `headings`: their anchors and texts."""
     def __init__(self, path):
         super().__init__()
         self.path, self.links, self.scripts, self.ids, self.images, self.headings = path, [], [], set(), [], []
@@ -35,7 +35,7 @@ class Page(HTMLParser):
         if tag == "img": self.images.append(a.get("src", ""))
         if tag == "link" and a.get("rel") in ("stylesheet", "icon"): self.scripts.append(a["href"])
         if tag == "script" and "src" in a: self.scripts.append(a["src"])
-        if tag in ("h2", "h3"): self.headings.append("")
+        if tag in ("h2", "h3"): self.headings.append([a.get("data-anchor-id"), ""])
         if tag in ("h1", "h2", "h3"): self.entries.append([tag, ""])
         self.attrs += "\n" + " ".join(v for v in a.values() if not v.startswith("data:"))
     def handle_endtag(self, tag):
@@ -46,12 +46,12 @@ class Page(HTMLParser):
         self.text += data
         if any("math" in o[1].split() for o in self.stack): self.tex += data
         elif not tags & {"code", "pre"}: self.prose += data
-        if tags & {"h2", "h3"}: self.headings[-1] += data
         elif self.entries: self.entries[-1][1] += data
+        if tags & {"h2", "h3"}: self.headings[-1][1] += data
     def under(self, heading):
-        "The text of the entries that are called so."
+        "The text of the entries that are called so, by text and anchor: a section `Batches` has the anchor `batches`."
         found = [text for tag, text in self.entries if tag != "h1"]
-        return [text for name, text in zip(self.headings, found, strict=True) if name == heading]
+        return [text for name, text in zip(self.headings, found, strict=True) if name == [heading]*2]
 
 
 @pytest.fixture(scope="session")
