@@ -35,7 +35,7 @@ def _lazy(package, *modules):
                 if name in m.__all__: return getattr(m, name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     def __dir__(): return sorted({*modules, *names(), "__version__"} if package == __name__ else {*modules, *names()})
-    _sys.modules[package].__class__ = _Front
+    if package in _sys.modules: _sys.modules[package].__class__ = _Front  # not while its notebook runs as a page
     return __getattr__, __dir__
 
 
