@@ -40,8 +40,8 @@ def _lazy(package, *modules):
 
 
 def _name_in(module, name):
-    "What a module offers under its own name, or the module."
-    return getattr(module, name) if name in getattr(module, "__all__", ()) else module
+    "What a module offers under its own name, or the module; a folder is not asked, which would load all it has."
+    return getattr(module, name) if name in vars(module).get("__all__", ()) else module
 
 
 class _Front(_Module):
