@@ -279,10 +279,13 @@ def linear_inputs(embeddings, weight, bias, sparse_grad=False):
     if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {kind_of(bias)}")
     dtype = torch.promote_types(in_full(embeddings.dtype), in_full(weight.dtype))
-    if weight.is_cuda and not sparse_grad and torch.is_autocast_enabled('cuda'):
-        weight = weight.to(torch.get_autocast_dtype('cuda'))
     if dtype == torch.float64 or weight.dtype != torch.bfloat16: weight = weight.to(dtype)
+    if dtype == torch.float32 and not sparse_grad and asks_for_bfloat16(weight): weight = weight.to(torch.bfloat16)
     return embeddings.to(dtype), weight, None if bias is None else bias.to(dtype)
+
+def asks_for_bfloat16(weight): # not float16, see `by_tensor_cores`
+    "Whether autocast would have products with the weight in bfloat16, on a card."
+    return weight.is_cuda and torch.is_autocast_enabled('cuda') and torch.get_autocast_dtype('cuda') == torch.bfloat16
 
 def class_rows(scores, ids):
     "Rows of the weight in full precision, of the shape of ids and `(d,)`: of all rows only these are converted."

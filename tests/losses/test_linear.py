@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oracles as o
 from softnce.contrast import set_backend
+from softnce.contrast.scores import linear_inputs
 from softnce.losses import (expected_info_nce, linear_expected_info_nce, linear_soft_target_cross_entropy,
                             linear_soft_target_info_nce, soft_target_info_nce)
 from softnce.noise import ClosedForm
@@ -324,3 +326,18 @@ def test_few_rows_of_a_weight_in_bfloat16_are_converted(loss):
     leaf = w.clone().requires_grad_()
     with Largest(torch.float32) as seen: few(z, leaf).backward()
     assert seen.numel < K
+
+
+@pytest.mark.parametrize('autocast', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize('sparse_grad', [False, True])
+def test_autocast_on_a_card_rounds_a_weight_to_bfloat16_alone(monkeypatch, autocast, dtype, sparse_grad):
+    "float16 would lose small gradients, and a rounding that is undone again only loses digits."
+    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda device: device == 'cuda')
+    monkeypatch.setattr(torch, 'get_autocast_dtype', lambda device: autocast)
+    with FakeTensorMode(): z, given = (torch.ones(3, 4, dtype=dtype, device='cuda') for _ in range(2))
+    z, w, _ = linear_inputs(z, given, None, sparse_grad)
+    full = torch.promote_types(dtype, torch.float32)
+    rounded = autocast == torch.bfloat16 and not sparse_grad and full == torch.float32
+    assert z.dtype == full and w.dtype == (torch.bfloat16 if rounded or dtype == torch.bfloat16 else full)
+    assert w is given or rounded or dtype == torch.float16
