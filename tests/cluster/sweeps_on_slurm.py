@@ -208,7 +208,8 @@ def test_one_run_on_two_nodes(hurry, tmp_path):
 
 
 def test_images_on_two_nodes_are_images_on_one(hurry, tmp_path):
-    "Two ranks train to the same numbers, whether on one node or on two."
+    """Two ranks train to the same numbers, whether on one node or on two; but for rounding, as a process that is alone
+    on its node may use more threads."""
     for nodes, processes in ((2, 1), (1, 2)):
         settings = f'epochs=1 warmup_epochs=0 device=cpu nodes={nodes} processes={processes}'.split()
         command = ' '.join([f'{SOFTNCE} run images', *(f'-p {s}' for s in settings)])
@@ -216,5 +217,5 @@ def test_images_on_two_nodes_are_images_on_one(hurry, tmp_path):
         sh('sbatch', '--wait', '-N', nodes, '--ntasks-per-node=1', '-c', processes, *job, cwd=tmp_path, check=False)
     found = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob('runs/images/*/metrics.json')}
     assert len(found) == 2, [(tmp_path/f'job{n}.txt').read_text() for n in (1, 2)]
-    one, two = found.values()
-    assert one == two
+    one, two = map(pd.DataFrame, found.values())
+    pd.testing.assert_frame_equal(one, two, rtol=1e-5)
