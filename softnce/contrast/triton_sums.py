@@ -198,13 +198,10 @@ def class_totals(logits, ids, weights, share, probs, offset, own_offset, log_eta
         **options)
     return total, stats
 
-@on_its_device
-def class_gradient(g, each, stats, logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale,
-                   counts=None, in_batch=False):
-    "The gradient of rows that count `each` times `g` `(N,)`, from what `class_totals` left."
+def gradient_of_rows(kernel, g, each, stats, logits, given, numbers, scale):
+    "Launches a kernel that makes the gradient of rows that count `each` times `g` `(N,)`."
     logits, gradient, options = by_row(logits), empty_gradient(logits), piece_options(logits)
-    given, numbers = class_arguments(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, counts)
-    class_gradient_kernel[pieces_of_rows(logits, options)](
+    kernel[pieces_of_rows(logits, options)](
         logits,
         *given,
         stats,
@@ -218,6 +215,13 @@ def class_gradient(g, each, stats, logits, ids, weights, share, probs, offset, o
         **numbers,
         **options)
     return gradient
+
+@on_its_device
+def class_gradient(g, each, stats, logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, scale,
+                   counts=None, in_batch=False):
+    "The gradient of rows that count `each` times `g` `(N,)`, from what `class_totals` left."
+    given, numbers = class_arguments(logits, ids, weights, share, probs, offset, own_offset, log_eta, exponents, counts)
+    return gradient_of_rows(class_gradient_kernel, g, each, stats, logits, given, numbers, scale)
 
 def of_counts(logits, ids, weights, counts, log_eta, keep, scale, in_batch):
     "Arguments of the two above for labels that are counted, before and after their own."
@@ -376,19 +380,5 @@ def expected_totals(logits, ids, weights, share, probs, offset, label, label_off
 def expected_gradient(g, each, stats, logits, ids, weights, share, probs, offset, label, label_offset, log_eta, scale,
                       counts):
     "The gradient of rows that count `each` times `g` `(N,)`, from what `expected_totals` left."
-    logits, gradient, options = by_row(logits), empty_gradient(logits), piece_options(logits)
     given, numbers = expected_arguments(ids, weights, share, probs, offset, label, label_offset, log_eta, counts)
-    expected_gradient_kernel[pieces_of_rows(logits, options)](
-        logits,
-        *given,
-        stats,
-        g,
-        gradient,
-        logits.shape[1]//options['ALIGN'],
-        logits.stride(0)//options['ALIGN'],
-        g_stride=g.stride(0),
-        scale=scale,
-        each=each,
-        **numbers,
-        **options)
-    return gradient
+    return gradient_of_rows(expected_gradient_kernel, g, each, stats, logits, given, numbers, scale)
